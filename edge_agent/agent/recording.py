@@ -8,7 +8,7 @@ which they took effect: under the lock of the gallery.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edge_agent import __version__
+from edge_agent.agent.recorded_replies import Note, RecordedElsewhere, described
 from edge_agent.core.encryption import database_key
 from edge_agent.core.structures import Decision, TrackUpdate
 from edge_agent.gallery.gallery import GALLERY_FILE
@@ -119,31 +120,25 @@ class Journal:
     def _put(self, rows: Rows, changed: set[int], *, foreign: bool) -> None:
         people, vectors, gone = [], [], []
         for number in sorted(changed):
-            found = rows.store.rows(
-                "SELECT id, name, kind, created, last_seen, sightings, ttl, seen FROM identity"
-                " WHERE number = ?",
-                (number,),
-            )
-            if not found:
+            if number not in self.gallery.file.revisions:
                 id_ = self._ids.pop(number, None)
                 gone.append([number, None if id_ is None else rows.number_of(id_)])
                 continue
-            self._ids[number] = found[0][0]
-            exemplars = rows.store.rows(
-                "SELECT quality, origin, camera, time, epoch FROM exemplar WHERE number = ? ORDER BY row",
-                (number,),
-            )
-            names = ("id", "name", "kind", "created", "last_seen", "sightings", "ttl_s", "seen")
-            values = dict(zip(names, found[0], strict=True))
-            people.append({"number": number, **values, "exemplars": exemplars})
-            vectors.append(rows.exemplars.of(number)[0])
+            person, own = described(rows, number)
+            self._ids[number] = person["id"]
+            people.append(person)
+            vectors.append(own)
         apart = rows.store.rows("SELECT first, second, reason FROM apart ORDER BY first, second")
         body = {"foreign": foreign, "gone": gone, "people": people, "apart": apart}
         stacked = np.concatenate(vectors) if vectors else None
         self.recorder.put(Entry("change", self.clock.now(), body=body, vectors=stacked))
 
-    def frame(self, at: float, update: TrackUpdate, decisions: list[Decision]) -> None:
-        """Record a frame; one without tracks led to nothing."""
+    def frame(
+        self, at: float, update: TrackUpdate, decisions: list[Decision], notes: Sequence[Note] = ()
+    ) -> None:
+        """Record a frame with what others replied; one without tracks led to nothing."""
+        for body, vectors in notes:
+            self.recorder.put(Entry("change", at, body=body, vectors=vectors))
         for decision in decisions:
             if decision.number is not None and decision.identity is not None:
                 self._ids[decision.number] = decision.identity
@@ -159,11 +154,14 @@ class RecordedIdentifier(Identifier):
     """An identifier whose inputs and decisions are recorded."""
 
     journal: Journal | None = None
+    elsewhere: RecordedElsewhere | None = None
     _nested = False
 
     def update(self, update: TrackUpdate) -> list[Decision]:
         """See `Identifier.update`."""
         if (journal := self.journal) is None or journal.recorder.problem:
+            if self.elsewhere is not None:
+                self.elsewhere.notes()  # they are not recorded any more
             return super().update(update)
         with journal.gallery.exclusive():
             journal.others()
@@ -173,7 +171,7 @@ class RecordedIdentifier(Identifier):
                 decisions = super().update(update)
             finally:
                 self._nested = False
-            journal.frame(at, update, decisions)
+            journal.frame(at, update, decisions, () if self.elsewhere is None else self.elsewhere.notes())
             journal.settle()
         return decisions
 
@@ -261,6 +259,7 @@ def open_recorder(
         "prior": None if prior is None else prior.to_json(),
         "calibrated": None if calibrated is None else asdict(calibrated),
         "gallery": settings.gallery.model_dump(mode="json"),
+        "asks": identifier.elsewhere is not None,
     }
     begun = 0
 

@@ -24,6 +24,7 @@ from edge_agent.fleet.store import FleetStore
 from edge_agent.gallery.cameras import Cameras
 from edge_agent.gallery.exemplars import View, checked_vectors
 from edge_agent.identify.elsewhere import Candidate, Question, Reply
+from edge_agent.identify.tracks import TrackKey
 
 _log = structlog.get_logger(__name__)
 
@@ -54,16 +55,14 @@ class People(Protocol):
 class AskCounts:
     """Numbers since the start of the run, for metrics; the driving thread writes them."""
 
-    queries: int = 0
-    """Strangers whom the store was asked for."""
-    matches: int = 0
-    """Of these, known to another device."""
+    asked: int = 0
+    """Strangers that the store was asked about."""
+    known: int = 0
+    """Of these, those that it knew."""
     late: int = 0
-    """Answers that did not come in time: the stranger was enrolled."""
-    refused: int = 0
-    """Strangers who were enrolled without a question: the store is away, or too many questions wait."""
-    failed: int = 0
-    """Questions that ended with an error."""
+    """Of these, those that were enrolled since no usable answer came in time."""
+    unasked: int = 0
+    """Strangers that were enrolled without a question: the store is away, or too many questions wait."""
 
 
 @dataclass(slots=True)
@@ -88,13 +87,10 @@ class _Asked:
                 return self.future.result()
             except (EdgeAgentError, ValueError, CancelledError) as problem:
                 _log.debug("fleet_question_failed", error=str(problem))
-        if self.now() >= self.due:
-            self.counts.late += 1
-            return Reply()
-        if self.future.done():
-            self.counts.failed += 1
-            return Reply()
-        return None
+        if not self.future.done() and self.now() < self.due:
+            return None
+        self.counts.late += 1
+        return Reply()
 
 
 @dataclass(slots=True)
@@ -113,24 +109,24 @@ class Asking:
     counts: AskCounts = field(default_factory=AskCounts)
     _waiting: list[_Asked] = field(default_factory=list)
 
-    def ask(self, camera: str, vector: Vectors) -> Question | None:
-        """Ask the store for the person with this raw evidence `(D,)`."""
+    def ask(self, track: TrackKey, vector: Vectors) -> Question | None:
+        """Ask the store for the person of a track with this raw evidence `(D,)`."""
         self._waiting = [one for one in self._waiting if not one.future.done()]
         future = None
         if len(self._waiting) < MOST_WAITING:
             raw = vector[None]
             # Another camera sees the person with another offset: that is asked, too.
-            queries = np.concatenate([raw, self.cameras.elsewhere(camera, raw)])
+            queries = np.concatenate([raw, self.cameras.elsewhere(track[0], raw)])
             future = self.submit(partial(self._query, queries), self.longest_s)
         if future is None:
-            self.counts.refused += 1
+            self.counts.unasked += 1
             return None
-        self.counts.queries += 1
+        self.counts.asked += 1
         asked = _Asked(future, self.now() + self.longest_s, self.now, self.counts)
         self._waiting.append(asked)
         return asked
 
-    def take(self, candidate: Candidate) -> int | None:
+    def take(self, track: TrackKey, candidate: Candidate) -> int | None:  # noqa: ARG002 - of the protocol
         """Put a candidate into the gallery."""
         assert isinstance(candidate.source, records.Candidate)  # of an own reply
         try:
@@ -138,7 +134,7 @@ class Asking:
         except StorageError as problem:
             _log.warning("fleet_person_not_taken", error=str(problem))
             return None
-        self.counts.matches += number is not None
+        self.counts.known += number is not None
         return number
 
     async def _query(self, queries: Vectors, store: FleetStore) -> Reply:

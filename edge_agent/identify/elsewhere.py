@@ -6,12 +6,13 @@ then the track has no identity. `fleet.ask` implements the protocols.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_agent.identify.tracks import TrackKey
 
 Vector = NDArray[np.float32]
 
@@ -35,11 +36,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The people nearest to a stranger, of `people` in all; `rest` is an upper bound of others' scores."""
+    """The people nearest to a stranger, of `people` in all."""
 
     candidates: tuple[Candidate, ...] = ()
     people: int = 0
-    rest: float = -math.inf
 
 
 class Question(Protocol):
@@ -52,8 +52,11 @@ class Question(Protocol):
 class Elsewhere(Protocol):
     """What knows people besides the gallery. Only for the driving thread; no call waits for a network."""
 
-    def ask(self, camera: str, vector: Vector) -> Question | None:
-        """Ask for the person with this raw evidence `(D,)` at a camera; None: nobody can be asked now."""
+    def ask(self, track: TrackKey, vector: Vector) -> Question | None:
+        """Ask for the person of a track with this raw evidence `(D,)`; None: nobody can be asked now."""
 
-    def take(self, candidate: Candidate) -> int | None:
-        """Put a candidate into the gallery, and return the number; None: the person must not or cannot be."""
+    def take(self, track: TrackKey, candidate: Candidate) -> int | None:
+        """Put a candidate, who is the person of a track, into the gallery, and return the number.
+
+        None: the person was erased here, or cannot be stored.
+        """

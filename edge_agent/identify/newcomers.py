@@ -37,20 +37,19 @@ class Newcomers:
         self._elsewhere = elsewhere
 
     def answered(self, camera: str) -> list[Track]:
-        """Return the undecided tracks of a camera for which a reply has come, or will not come any more."""
+        """Take the replies that have come for tracks of a camera; return these tracks.
+
+        Once a frame, so that a recorded run can be repeated.
+        """
         if self._elsewhere is None:
             return []
-        return [
-            track
-            for track in self._shared.tracks.present(camera)
-            if track.question is not None and track.question.reply() is not None
-        ]
+        return [track for track in self._shared.tracks.present(camera) if _take_reply(track)]
 
     def ordered(self, due: Sequence[Track]) -> Sequence[Track]:
         """Return tracks of one camera so that who fits a candidate better is decided before others."""
         if self._elsewhere is None:
             return due
-        fits = {track: self._best(track, reply) for track in due if (reply := self._reply(track)) is not None}
+        fits = {track: self._best(track, track.reply) for track in due if track.reply is not None}
         return sorted(due, key=lambda track: -fit.score if (fit := fits.get(track)) is not None else 0.0)
 
     def decide(self, track: Track, *, ends: bool = False) -> list[Decision]:
@@ -77,24 +76,19 @@ class Newcomers:
 
     def end(self, track: Track) -> list[Decision]:
         """Decide on a track that ends while others are asked."""
+        _take_reply(track)
         asked = track.question is not None or track.reply is not None
-        return self.decide(track, ends=True) if asked and track.number is None else []
-
-    def _reply(self, track: Track) -> Reply | None:
-        if track.question is not None and (reply := track.question.reply()) is not None:
-            track.question, track.reply = None, reply
-        return track.reply
+        return self.decide(track, ends=True) if asked else []
 
     def _ask(self, track: Track, *, ends: bool) -> list[Decision] | None:
         """Return the decision that others know the person, none while that is open; None: they do not."""
         if self._elsewhere is None:
             return None
         if track.question is None and track.reply is None and not ends:
-            track.question = self._elsewhere.ask(track.key[0], track.pooled())
-        reply = self._reply(track)
-        if reply is None:
+            track.question = self._elsewhere.ask(track.key, track.pooled())
+        if track.reply is None:
             return None if ends or track.question is None else []
-        return self._judge(track, reply, self._elsewhere)
+        return self._judge(track, track.reply, self._elsewhere)
 
     def _judge(self, track: Track, reply: Reply, elsewhere: Elsewhere) -> list[Decision] | None:
         fit = self._best(track, reply)
@@ -107,7 +101,7 @@ class Newcomers:
         settings = self._shared.settings
         if fit.score - second < settings.margin and track.evidence.count < settings.pool_crops:
             return []  # ambiguous, as above
-        number = elsewhere.take(fit.candidate)
+        number = elsewhere.take(track.key, fit.candidate)
         if number is None:
             return None
         track.score, track.threshold = fit.score, threshold
@@ -122,7 +116,7 @@ class Newcomers:
         """Return the best candidate, but for people who were seen together with the track; None: nobody."""
         query, taken = self._shared.compared(track), self._taken(track)
         best: _Fit | None = None
-        second = reply.rest
+        second = -math.inf
         for candidate in reply.candidates:
             known = {one.number for id_ in candidate.ids if (one := self._shared.known(id_)) is not None}
             if known & taken:
@@ -143,3 +137,11 @@ class Newcomers:
         fit.scores[0, fit.numbers == own] = -math.inf
         number, score, _ = fit.best(0)
         return -math.inf if number is None else score
+
+
+def _take_reply(track: Track) -> bool:
+    """Take the reply to the question about a track, if one has come now."""
+    if track.question is None or (reply := track.question.reply()) is None:
+        return False
+    track.question, track.reply = None, reply
+    return True

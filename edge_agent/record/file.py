@@ -336,7 +336,7 @@ class RecordingFile:
             vectors, kept, rows, first = unpack_vectors(blob, dimension), [], [], 0
             for person in found["people"]:
                 last = first + len(person["exemplars"])
-                if person["id"] != identity:
+                if identity not in (person["id"], *person.get("ids", ())):
                     others = [at for at, one in enumerate(person["exemplars"]) if one[1] != identity]
                     kept.append({**person, "exemplars": [person["exemplars"][at] for at in others]})
                     rows.append(vectors[first:last][others])

@@ -240,7 +240,8 @@ class Recorder:
                 if item.update is not None:
                     self._frames[item.update.camera] = self._seq
                 for person in item.body.get("people", ()):
-                    self._decisions.know(person["id"], person["number"])
+                    if "number" in person:  # not of somebody whom only others know
+                        self._decisions.know(person["id"], person["number"])
                 plain = [self._decisions.plain(one) for one in item.decisions]
                 rows.append((self._seq, item, plain, {}))
             elif isinstance(item, Pictures):

@@ -15,6 +15,7 @@ from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.elsewhere import Candidate, Reply
 from edge_agent.identify.site import Calibrated
+from edge_agent.identify.tracks import TrackKey
 from tests.identify.test_identify import D, People, Scene
 
 SETTINGS = IdentifySettings()
@@ -39,7 +40,7 @@ class Others:
     refuses: bool = False
     immediate: Reply | None = None
 
-    def ask(self, camera: str, vector: np.ndarray) -> Asked | None:
+    def ask(self, track: TrackKey, vector: np.ndarray) -> Asked | None:
         assert vector.shape == (D,)
         if self.away:
             return None
@@ -50,7 +51,7 @@ class Others:
         for asked in self.asked:
             asked.answer = asked.answer or Reply(candidates, people)
 
-    def take(self, candidate: Candidate) -> int | None:
+    def take(self, track: TrackKey, candidate: Candidate) -> int | None:
         if self.refuses:
             return None
         self.taken.append(candidate.ids[0])
@@ -252,7 +253,7 @@ def test_the_gallery_is_preferred_to_a_reply(scene: Scene, others: Others, galle
     people = People(2)
     show_until_asked(scene, others, people, {1: 0})
     person = known(gallery, [people.crop(0)])
-    number = others.take(person)
+    number = others.take(("cam", 0), person)
     (decision,) = scene.show({1: people.crop(0)})
     assert (decision.number, decision.origin) == (number, "local")
     others.answer(known(gallery, [people.crop(0)]))
@@ -264,8 +265,8 @@ def test_exemplars_elsewhere_of_a_person_who_is_known_here(
 ) -> None:
     people = People(2)
     far, near = known(gallery, [people.crop(1)]), known(gallery, [people.crop(0)])
-    number = others.take(far)
-    others.take = lambda _: number  # type: ignore[method-assign]
+    number = others.take(("cam", 0), far)
+    others.take = lambda *_: number  # type: ignore[method-assign]
     show_until_asked(scene, others, people, {1: 0})
     others.answer(Candidate(far.ids, near.rows, near.devices, None))
     (decision,) = scene.show({1: None})

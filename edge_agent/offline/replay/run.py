@@ -33,6 +33,7 @@ from edge_agent.identify.prior import Prior
 from edge_agent.identify.site import Calibrated
 from edge_agent.offline.replay.others import Others
 from edge_agent.offline.replay.recording import Recording, Step
+from edge_agent.offline.replay.replies import Replies
 from edge_agent.record.entries import Decisions
 
 Vectors = NDArray[np.float32]
@@ -108,6 +109,9 @@ class _Time:
     def __init__(self) -> None:
         self._now = 0.0
 
+    def now(self) -> float:
+        return self._now
+
     def set(self, instant: float) -> None:
         self._now = max(self._now, instant)
 
@@ -160,14 +164,16 @@ def _replay(
         outcome.known = gallery.present()
         prior = recording.prior() if network is None else network.prior
         calibrated = recording.calibrated() if network is None or network.embed is None else None
+        replies = Replies(time.now) if recording.header.get("asks") is True else None
         identifier = Identifier(
             gallery,
             recording.header["session"],
             _identify(recording.header["identify"], changes),
             calibrated,
             prior,
+            replies,
         )
-        Player(recording, changes, gallery, identifier, time, outcome, network, another).play()
+        Player(recording, changes, gallery, identifier, time, outcome, network, another, replies).play()
     return outcome
 
 
@@ -184,6 +190,8 @@ class Player:
     network: Network | None
     another: Callable[[], Gallery]
     """Describes the gallery again, as another process opens it."""
+    replies: Replies | None = None
+    """What others replied about strangers; None where nobody was asked."""
     _plain: Decisions = field(init=False)
     _founders: dict[int, Track] = field(default_factory=dict)
     """Founding track of an identity by the number in the recording."""
@@ -193,6 +201,8 @@ class Player:
     def __post_init__(self) -> None:
         ids = {one.id: one.number for one in self.gallery.identities()}
         self._plain = Decisions(ids)
+        if self.replies is not None:
+            self.replies.others = self._others(self.gallery)
 
     def play(self) -> None:
         """Make all decisions."""
@@ -297,17 +307,24 @@ class Player:
     def _change(self, step: Step) -> None:
         """Do what others did to the gallery."""
         try:
-            if step.body["foreign"]:  # as another process does it: the agent's gallery reads it from the file
+            if "reply" in step.body or "taken" in step.body:
+                if self.replies is not None and self.network is None:
+                    self.replies.note(step.body, step.vectors)
+            elif step.body[
+                "foreign"
+            ]:  # as another process does it: the agent's gallery reads it from the file
                 with self.another() as gallery:
-                    self._others(gallery, step)
+                    self._repeat_change(gallery, step)
             else:
-                self._others(self.gallery, step)
+                self._repeat_change(self.gallery, step)
         except (KeyError, TypeError, ValueError) as problem:
             raise step.file.damage(f"entry {step.seq}: {problem!r}") from problem
 
-    def _others(self, gallery: Gallery, step: Step) -> None:
-        others = Others(gallery, self._number, self._given, self._plain)
-        with_vectors = self.network is None
+    def _others(self, gallery: Gallery) -> Others:
+        return Others(gallery, self._number, self._given, self._plain)
+
+    def _repeat_change(self, gallery: Gallery, step: Step) -> None:
+        others, with_vectors = self._others(gallery), self.network is None
         self.outcome.not_repeated += others.repeat(step.body, step.vectors, with_vectors=with_vectors)
 
     def _finish(self) -> None:
