@@ -65,6 +65,10 @@ class Ages:
         """Return the instant up to which sightings are at least so old; None while that may not be judged."""
         return None if self._axis is None or self._axis.paused else self._axis.ago(seconds)
 
+    def span(self) -> float | None:
+        """Return the age of the oldest instant, in seconds; None while ages are unknown."""
+        return None if self._axis is None else self._axis.age(0.0)
+
     def of(self, seen: float | None) -> float | None:
         """Return the age of a sighting in seconds; None while it is unknown."""
         return None if seen is None or self._axis is None else self._axis.age(seen)

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 
 from edge_agent.core.structures import PEOPLE_FOR_HALF
 from edge_agent.gallery.exemplars import View
-from edge_agent.gallery.means import Bias, Seen, Sums, Vectors, centred, likeness_of, restored, weight
+from edge_agent.gallery.means import (
+    FEWEST_GUESTS,
+    Bias,
+    Seen,
+    Sums,
+    Vectors,
+    centred,
+    likeness_of,
+    restored,
+    weight,
+)
 from edge_agent.gallery.rows import CAMERAS_FACT
 from edge_agent.gallery.sync import Facts, SyncedFile
 
@@ -35,8 +45,6 @@ _FAR = 2.5
 was moved."""
 _NEAR = 2.0
 """The same, up to which an earlier epoch fits."""
-_STORED = 10
-"""People without an identity whose votes are added to the stored sum at once."""
 
 
 class Cameras:
@@ -230,7 +238,7 @@ class Cameras:
 
     def _store(self, camera: str) -> None:
         """Store the people of a camera without an identity, but for the latest, ten or more at once."""
-        if self._unstored[camera] < _STORED:
+        if self._unstored[camera] < FEWEST_GUESTS:
             return
         people, total = self._file.means.guests[self._view(camera)]
         pending = [

@@ -8,6 +8,7 @@ running agent only delays it.
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from edge_agent.core.structures import LONE_TRACKS, Decision, DecisionKind, Pictures, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased, Identity
+from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased, Identity, Rows
 from edge_agent.gallery.sync import SyncedFile
 
 T = TypeVar("T")
@@ -116,6 +117,18 @@ def forget_all(gallery: Gallery) -> list[Erased]:
     if added:  # by another process, meanwhile
         _note(gallery, sorted(added))
     return erased
+
+
+def erase_in(rows: Rows, number: int, reason: str) -> Erased:
+    """Erase a person in the present transaction, and note there what `Erasure.run` has to delete."""
+    person = rows.identity(number)
+    words = [person.id, *rows.former_ids(number)]
+    if rows.apart.was_split(number):
+        words += sorted(set(rows.exemplars.origins(number)))
+    noted = json.loads(rows.store.value("SELECT value FROM fact WHERE key = ?", (EVENTS_FACT,)) or "[]")
+    text = json.dumps([*noted, *words])
+    rows.store.run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (EVENTS_FACT, text))
+    return rows.erase(person, reason)
 
 
 def _words(gallery: Gallery, person: Identity) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import NonFiniteEmbedding
+from edge_agent.gallery.fleet_rows import FOREIGN
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.store import Store
 
@@ -18,6 +19,8 @@ View = tuple[str, int]
 """Camera and epoch, see `gallery.means`."""
 
 _UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
+MOST_FOREIGN = 64
+"""Exemplars of one person that other devices of a fleet contributed."""
 _BATCH = 4096
 """Exemplars read at a time when the file is loaded."""
 
@@ -36,14 +39,10 @@ class Exemplars:
     def add(self, number: int, vectors: Vectors, sources: Sequence[Source], most: int) -> int:
         """Insert exemplars `(M, D)` and prune to the `most` diverse; return how many of these are kept."""
         before = int(self._store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
-        self._store.run_many(
-            "INSERT INTO exemplar (number, vector, quality, origin, camera, time, epoch)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (number, vector.astype("<f4").tobytes(), *source)
-                for vector, source in zip(vectors, sources, strict=True)
-            ],
-        )
+        new = [
+            (vector.astype("<f4").tobytes(), *source) for vector, source in zip(vectors, sources, strict=True)
+        ]
+        self._insert(number, new)
         self.prune(number, most)
         kept = "SELECT count(*) FROM exemplar WHERE number = ? AND row > ?"
         return int(self._store.value(kept, (number, before)))
@@ -53,7 +52,7 @@ class Exemplars:
         statement = "DELETE FROM exemplar WHERE number = ? AND origin = ? AND time >= ?"
         first = -math.inf if since is None else since
         if gone := self._store.run(statement, (number, origin, first)).rowcount:
-            self._mark(number)
+            self.mark(number)
         return gone
 
     def of(self, number: int) -> tuple[Vectors, list[View]]:
@@ -80,7 +79,7 @@ class Exemplars:
         marks = ",".join("?" * len(origins))
         moved = f"FROM exemplar WHERE origin IN ({marks})"
         for (number,) in self._store.rows(f"SELECT DISTINCT number {moved}", origins):
-            self._mark(number)
+            self.mark(number)
         self._store.run(f"UPDATE exemplar SET epoch = ? WHERE origin IN ({marks})", (epoch, *origins))  # noqa: S608
 
     def unpacked(self, blobs: Sequence[bytes]) -> Vectors:
@@ -92,23 +91,73 @@ class Exemplars:
             raise self._store.damage("an embedding contains NaN or infinity")
         return vectors
 
-    def _mark(self, number: int) -> None:
+    def mark(self, number: int) -> None:
         """Note that the exemplars of an identity change, for this process and the others."""
         self._store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
         self.changed.add(number)
 
     def prune(self, number: int, most: int) -> None:
-        """Delete exemplars beyond the `most` by the rule of `diverse_rows`, in order of storage."""
-        self._mark(number)
+        """Delete own exemplars beyond the `most` by the rule of `diverse_rows`, in order of storage.
+
+        Of those that other devices contributed, `MOST_FOREIGN` stay.
+        """
+        self.mark(number)
         rows = self._store.rows(
-            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY row", (number,)
+            f"SELECT {FOREIGN}, row, vector, quality FROM exemplar WHERE number = ? ORDER BY row",  # noqa: S608
+            (number,),
         )
-        if len(rows) <= most:
-            return
-        qualities = grades([row[2] for row in rows])
-        kept = diverse_rows(self.unpacked([row[1] for row in rows]), qualities, most)
+        for foreign, limit in ((0, most), (1, MOST_FOREIGN)):
+            theirs = [row[1:] for row in rows if row[0] == foreign]
+            if len(theirs) > limit:
+                self._drop(theirs, limit)
+
+    def _drop(self, rows: Sequence[tuple[int, bytes, float]], most: int) -> None:
+        kept = diverse_rows(self.unpacked([row[1] for row in rows]), grades([row[2] for row in rows]), most)
         gone = set(range(len(rows))) - set(kept.tolist())
         self._store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
+
+    def own(self, number: int) -> list[tuple[bytes, float, str, int]]:
+        """Return vector, quality, camera and epoch of the exemplars of this device, oldest first."""
+        return self._store.rows(
+            f"SELECT vector, quality, camera, epoch FROM exemplar WHERE number = ? AND NOT {FOREIGN}"  # noqa: S608
+            " ORDER BY row",
+            (number,),
+        )
+
+    def latest_camera(self, number: int) -> str:
+        """Return the camera of the latest exemplar of this device; "" where there is none."""
+        query = (
+            f"SELECT camera FROM exemplar WHERE number = ? AND NOT {FOREIGN}"  # noqa: S608 - constants
+            " ORDER BY time DESC, row DESC LIMIT 1"
+        )
+        return self._store.value(query, (number,)) or ""
+
+    def replace_origin(self, number: int, origin: str, vectors: Vectors, sources: Sequence[Source]) -> bool:
+        """Put these exemplars in the place of those of one origin; False: they are the same.
+
+        `sources` has origin, too.
+        """
+        new = [
+            (vector.astype("<f4").tobytes(), *source) for vector, source in zip(vectors, sources, strict=True)
+        ]
+        old = self._store.rows(
+            "SELECT vector, quality, origin, camera, epoch FROM exemplar WHERE number = ? AND origin = ?"
+            " ORDER BY row",
+            (number, origin),
+        )
+        if old == [(vector, quality, of, camera, epoch) for vector, quality, of, camera, _, epoch in new]:
+            return False
+        self._store.run("DELETE FROM exemplar WHERE number = ? AND origin = ?", (number, origin))
+        self._insert(number, new)
+        self.mark(number)
+        return True
+
+    def _insert(self, number: int, rows: Iterable[tuple[bytes, float, str, str, float, int]]) -> None:
+        self._store.run_many(
+            "INSERT INTO exemplar (number, vector, quality, origin, camera, time, epoch)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(number, *row) for row in rows],
+        )
 
 
 def grades(stored: Sequence[float]) -> Vectors:

@@ -21,12 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import PEOPLE_FOR_HALF
+from edge_agent.gallery.fleet_rows import owned_by
 
 Vectors = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
 MOST_GUESTS = 1000
 """Guests that a mean counts; older ones fade, so that it follows the light and the season."""
+FEWEST_GUESTS = 10
+"""Guests whose sum may be stored, or leave the device: that of a few is nearly their embeddings."""
 LONGEST_OFFSET = 0.97
 """Longest vector that is subtracted: of a network that separates nobody, only noise would be left."""
 
@@ -100,6 +103,8 @@ class CameraMeans:
         self._people: Sums = np.zeros(0)
         self.guests: dict[int, tuple[float, Sums]] = {}
         """Number of guests and the sum of their vectors, `(D,)`, by number of view."""
+        self.shared: dict[int, tuple[float, Sums]] = {}
+        """The same of cameras of other devices, as these count them: instead of the votes here."""
         self.latest: dict[str, dict[str, Seen]] = {}
         """Latest people by camera, the oldest first, by a key that a person keeps."""
         self._biases: dict[int, Bias] = {}  # of the present votes and offsets
@@ -165,6 +170,25 @@ class CameraMeans:
         for view in np.unique(of).tolist():
             self._add(view, totals[of == view].sum(axis=0), int((of == view).sum()))
 
+    def share(self, view: int, people: float, total: Sums) -> None:
+        """Let the mean of a camera of another device count: its number of people, and the sum `(D,)`."""
+        self._biases.clear()
+        self.shared[view] = people, total
+
+    def own(self) -> list[tuple[str, int, float, Sums]]:
+        """Return camera, epoch, number of people and sum `(D,)` of the views of this device.
+
+        Guests count where they are ten or more: the sum of a few is nearly their embeddings.
+        """
+        found = []
+        for (camera, epoch), view in self._numbers.items():
+            people, total = float(self._people[view]), self._sums[view].copy()
+            if view in self.guests and self.guests[view][0] >= FEWEST_GUESTS:
+                people, total = people + self.guests[view][0], total + self.guests[view][1]
+            if people > 0 and owned_by(camera) is None:
+                found.append((camera, epoch, people, total))
+        return found
+
     def clear(self) -> None:
         """Take back the votes of all identities."""
         self._biases.clear()
@@ -187,6 +211,8 @@ class CameraMeans:
         counts: Sums = self._people.copy()
         for view, (people, _) in self.guests.items():
             counts[view] += people
+        for view, (people, _) in self.shared.items():
+            counts[view] = people
         return counts
 
     def totals(self) -> Sums:
@@ -194,6 +220,8 @@ class CameraMeans:
         totals: Sums = self._sums.copy()
         for view, (_, total) in self.guests.items():
             totals[view] += total
+        for view, (_, total) in self.shared.items():
+            totals[view] = total
         return totals
 
     def wanted(self) -> Vectors:

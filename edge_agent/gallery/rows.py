@@ -13,6 +13,7 @@ from edge_agent.gallery.ages import Ages
 from edge_agent.gallery.apart_rows import ApartRows
 from edge_agent.gallery.crop_rows import CropRows
 from edge_agent.gallery.exemplars import Exemplars, Source
+from edge_agent.gallery.fleet_rows import FleetRows, owned_by
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.store import Store
 
@@ -179,6 +180,8 @@ class Rows:
         self.exemplars = Exemplars(store, dimension)
         self.crops = CropRows(store)
         self.apart = ApartRows(store)
+        self.fleet = FleetRows(store)
+        self.fleet.follow()
 
     def identity(self, number: int) -> Identity:
         """Return one identity; InputError when there is none of this number."""
@@ -304,6 +307,10 @@ class Rows:
         """Make a new identity of what one origin contributed; see `gallery.corrections`."""
         person = self.identity(number)
         theirs = (number, origin)
+        if (device := self._contributor(*theirs)) is not None:
+            raise InputError(
+                f"{visible(origin)!r} was contributed by the device {device}; split it off there"
+            )
         first, last, taken, camera = self.store.rows(
             "SELECT min(time), max(time), count(*), max(camera) FROM exemplar"
             " WHERE number = ? AND origin = ?",
@@ -335,6 +342,11 @@ class Rows:
             self.notice("named", id_, new, "operator")
         return self.identity(new)
 
+    def _contributor(self, number: int, origin: str) -> str | None:
+        """Return the device of the fleet that contributed an origin; None: this one."""
+        query = "SELECT camera FROM exemplar WHERE number = ? AND origin = ? LIMIT 1"
+        return owned_by(self.store.value(query, (number, origin)) or "")
+
     def _split_pictures(
         self, number: int, new: int, camera: str, origin: str, first: float, last: float
     ) -> None:
@@ -353,9 +365,23 @@ class Rows:
             (new, *key, first if begin is None else begin, last),
         )
 
+    def take_id(self, number: int, id_: str, reason: str) -> None:
+        """Give an identity another id, by which the person is known elsewhere; the present one is kept."""
+        person = self.identity(number)
+        self.store.run("DELETE FROM former WHERE id = ?", (id_,))
+        self.update(number, "id = ?", id_)
+        self.store.run("INSERT INTO former VALUES (?, ?)", (person.id, number))
+        self.exemplars.mark(number)
+        self.notice("merged", person.id, number, reason, self.identity(number))
+
+    def seen(self, number: int) -> float | None:
+        """Return the instant at which a person was last seen, see `gallery.ages`; None: unknown."""
+        seen: float | None = self.store.value("SELECT seen FROM identity WHERE number = ?", (number,))
+        return seen
+
     def age_s(self, number: int) -> float | None:
         """Return the seconds since a person was last seen; None while ages are unknown."""
-        return self.ages.of(self.store.value("SELECT seen FROM identity WHERE number = ?", (number,)))
+        return self.ages.of(self.seen(number))
 
     def retire(self, person: Identity, reason: str) -> Erased:
         """Delete an identity that nobody asked to forget; its pictures in crop folders stay."""
@@ -368,6 +394,7 @@ class Rows:
         size = self.store.value(
             "SELECT coalesce(sum(length(vector)), 0) FROM exemplar WHERE number = ?", (person.number,)
         )
+        self.fleet.erase(person.number, (*former, person.id), reason)
         self.store.run("DELETE FROM identity WHERE number = ?", (person.number,))
         self.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))
         self.exemplars.changed.add(person.number)

@@ -7,6 +7,7 @@ overwritten with zeros (`secure_delete`).
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ _PRAGMAS = {
 # lack it, and these versions ignore it.
 # `crop` has the pictures of `gallery.crops`; `apart` the pairs of identities that are two people, the lower
 # number first; `_PAST` belongs to `gallery.reembedding`.
+# The tables `fleet_...` belong to `gallery.fleet_rows`.
 # `epoch` states which view of its camera an exemplar is from, see `gallery.means`; the meta value `site` is
 # random and distinguishes cameras of the same name in other galleries; `cameras` counts how often all that
 # was known of cameras was replaced.
@@ -142,7 +144,41 @@ CREATE TABLE IF NOT EXISTS past_exemplar (
 );
 CREATE INDEX IF NOT EXISTS past_exemplar_by_number ON past_exemplar (number);
 """
-_LATER = {"notice": _NOTICE, "crop": _CROP, "apart": _APART, "past_exemplar": _PAST}
+_FLEET = """
+CREATE TABLE IF NOT EXISTS fleet_change (
+    number INTEGER PRIMARY KEY REFERENCES identity (number) ON DELETE CASCADE,
+    count INTEGER NOT NULL,
+    name INTEGER NOT NULL,
+    ttl INTEGER NOT NULL,
+    content INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS fleet_apart_change (
+    first INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE,
+    second INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE,
+    PRIMARY KEY (first, second)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS fleet_apart_change_by_second ON fleet_apart_change (second);
+CREATE TABLE IF NOT EXISTS fleet_shared (
+    number INTEGER PRIMARY KEY REFERENCES identity (number) ON DELETE CASCADE,
+    seen REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS fleet_erased (id TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fleet_tombstone (
+    id TEXT PRIMARY KEY,
+    reason TEXT NOT NULL,
+    version INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS fleet_tombstone_by_version ON fleet_tombstone (version);
+CREATE TABLE IF NOT EXISTS fleet_copied (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fleet_mean (
+    camera TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    people REAL NOT NULL,
+    total BLOB NOT NULL,
+    PRIMARY KEY (camera, epoch)
+) WITHOUT ROWID;
+"""
+_LATER = {"notice": _NOTICE, "crop": _CROP, "apart": _APART, "past_exemplar": _PAST, "fleet_mean": _FLEET}
 """Tables that files of earlier versions lack, and these versions ignore; they delete their rows, too, with
 the identity."""
 _SITE = "INSERT OR IGNORE INTO meta VALUES ('site', lower(hex(randomblob(8))))"
@@ -170,6 +206,16 @@ _RULES = {
     "past_exemplar": "typeof(number) = 'integer' AND typeof(vector) = 'blob' AND typeof(quality) = 'real'"
     " AND typeof(origin) = 'text' AND typeof(camera) = 'text' AND typeof(time) = 'real'"
     " AND typeof(epoch) = 'integer'",
+    "fleet_change": "typeof(count) = 'integer' AND typeof(name) = 'integer' AND typeof(ttl) = 'integer'"
+    " AND typeof(content) = 'integer'",
+    "fleet_apart_change": "typeof(first) = 'integer' AND typeof(second) = 'integer'",
+    "fleet_shared": "typeof(seen) = 'real'",
+    "fleet_erased": "typeof(id) = 'text' AND reason IN ('request', 'expired')",
+    "fleet_tombstone": "typeof(id) = 'text' AND reason IN ('request', 'expired')"
+    " AND typeof(version) = 'integer'",
+    "fleet_copied": "typeof(key) = 'text'",
+    "fleet_mean": "typeof(camera) = 'text' AND typeof(epoch) = 'integer' AND typeof(people) = 'real'"
+    " AND typeof(total) = 'blob'",
     "pictures": "typeof(camera) = 'text' AND typeof(track) = 'integer' AND typeof(since) = 'real'"
     " AND typeof(number) IN ('integer', 'null')",
 }
@@ -288,6 +334,18 @@ class Store:
                     return False
                 time.sleep(0.01)
         return True
+
+    def flush(self) -> None:
+        """Wait until the write-ahead log is on the disk; any thread may call it beside a change."""
+        if self.path is None:
+            return
+        log = self.path.with_name(self.path.name + "-wal")
+        with self._description.translated(), contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC)  # unlike the database, it has no locks
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def file_bytes(self) -> int:
         """Return the size on disk, with the write-ahead log; 0 in memory."""

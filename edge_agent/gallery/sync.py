@@ -248,6 +248,10 @@ class SyncedFile:
             self._origins[number] = found
         return self._origins[number]
 
+    def flush(self) -> None:
+        """Wait until all changes so far would survive a power cut, without the lock of the gallery."""
+        self._rows.store.flush()
+
     def scrub(self) -> None:
         """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
         if not self._rows.store.scrub(wait=True):
@@ -266,6 +270,7 @@ class SyncedFile:
         """Read what other connections changed in the file since the last call; everything at the first."""
         rows, first = self._rows, self._data_version < 0
         version = rows.store.data_version()
+        rows.fleet.follow()
         self._check_space(rows.store)
         self.cameras_mark = rows.store.meta("cameras")
         self.apart_mark = rows.store.meta("apart")
@@ -337,9 +342,15 @@ class SyncedFile:
         with self.reading():
             if not self._centring:
                 self._centring = True
+                for mean in self._rows.fleet.means(self.space.dimension):
+                    self.share_mean(*mean)
                 self._count_votes()
             nobody = np.zeros((1, self.space.dimension), np.float32)
             self.index.search(nobody, 1)  # a first search prepares those that follow
+
+    def share_mean(self, camera: str, epoch: int, people: float, total: NDArray[np.float64]) -> None:
+        """Let the mean of a camera of another device count, from the next `recentre` on."""
+        self.means.share(self.means.view(camera, epoch), people, total)
 
     def recentre(self, *, erased: bool = False) -> None:
         """Turn the rows of the views whose offsets moved by more than they are uncertain by.

@@ -170,7 +170,7 @@ LIMITED = """
         return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
     with Gallery(sys.argv[1], GallerySettings(), space="s", dimension=64) as gallery:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (450_000, 450_000))
         enrolled = 0
         try:
             while True:

@@ -1,0 +1,303 @@
+"""Applies pages of the site to the gallery of a device.
+
+A page is applied in small steps, each one transaction, so that nobody waits for the lock of the gallery for
+long; the last one stores the mark. A page states how things are, not what to do, so a kill between two steps
+only repeats them. Nothing that it changes is noted as a change of this device, and what this device has
+changed since it last sent it is not overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import structlog
+
+from edge_agent.core.errors import EdgeAgentError, InputError
+from edge_agent.core.names import LONGEST_NAME, checked_name
+from edge_agent.fleet.records import Contribution, Page, SharedExemplar, SitePerson
+from edge_agent.gallery.erasure import erase_in
+from edge_agent.gallery.exemplars import checked_exemplars
+from edge_agent.gallery.fleet_rows import FOREIGN, foreign_camera, foreign_origin
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.gallery.means import Vectors
+from edge_agent.gallery.rows import Erased, Rows
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+STEP = 16
+"""People, or contributions, of one step."""
+REASON = "fleet"
+"""Of notices and events about changes that came from the site."""
+_SLACK_S = 1.0
+"""Times differ by less between two pages about one sighting."""
+
+
+@dataclass(slots=True)
+class Applier:
+    """Applies pages to an open gallery; `device` is the name of this one."""
+
+    gallery: Gallery
+    device: str
+    erased: list[Erased] = field(default_factory=list)
+    """People who were erased since the caller last emptied it."""
+
+    def steps(self, page: Page) -> Iterator[None]:
+        """Apply a page; between two steps the lock of the gallery is free."""
+        merged = [one for one in page.people if one.root != one.id]
+        roots = [one for one in page.people if one.root == one.id]
+        fresh = {one.id for one in page.contributions if one.exemplars}
+        roots_of = {one.id: one.root for one in page.people}
+        fresh |= {roots_of.get(id_, id_) for id_ in fresh}
+        # An identity takes the id of a root that is not here before the root would become another identity.
+        yield from self._each(merged, self._take_root)
+        yield from self._each(roots, lambda rows, one: self._root(rows, one, page, one.id in fresh))
+        yield from self._each(merged, self._merge)
+        yield from self._each(page.contributions, self._contribution)
+        yield from self._finish(page)
+
+    def _each(self, items: Sequence[T], change: Callable[[Rows, T], None]) -> Iterator[None]:
+        for begin in range(0, len(items), STEP):
+            with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
+                for item in items[begin : begin + STEP]:
+                    change(rows, item)
+            yield
+
+    # ---- people
+
+    def _take_root(self, rows: Rows, person: SitePerson) -> None:
+        if rows.number_of(person.root) is not None or rows.fleet.is_erased(person.root):
+            return
+        if (number := rows.number_of(person.id)) is not None:
+            rows.take_id(number, person.root, REASON)
+
+    def _root(self, rows: Rows, person: SitePerson, page: Page, fresh: bool) -> None:
+        if rows.fleet.copy is not None:
+            rows.fleet.copied([person.id])
+        if person.forgotten is not None:
+            rows.fleet.bury(person.id, person.forgotten, person.version)
+            self.erase(rows, person.id)
+            return
+        if rows.fleet.is_erased(person.id):
+            self.erase(rows, person.id)
+            return
+        number = rows.number_of(person.id)
+        if number is None:
+            if not self._fits(rows, person, page.now, fresh):
+                return
+            number = self._insert(rows, person, page.now)
+        self._update(rows, number, person, page.now)
+
+    def _merge(self, rows: Rows, person: SitePerson) -> None:
+        """Make the identity of an id that was merged one with its root's."""
+        if rows.fleet.copy is not None:
+            rows.fleet.copied([person.id])
+        number, root = rows.number_of(person.id), rows.number_of(person.root)
+        if rows.fleet.is_erased(person.root) or rows.fleet.is_erased(person.id):
+            self.erase(rows, person.id)
+        elif number is None and root is not None:
+            rows.store.run("INSERT INTO former VALUES (?, ?)", (person.id, root))
+        elif number is not None and root is not None and number != root:
+            self._join(rows, root, number)
+        elif number is not None and rows.identity(number).id != person.root:
+            rows.take_id(number, person.root, REASON)
+
+    def _join(self, rows: Rows, keep: int, absorb: int) -> None:
+        """Merge two identities; what was changed here and is not sent yet stays so."""
+        unsent, absorbed = rows.fleet.change(absorb), rows.identity(absorb)
+        rows.merge(keep, absorb, REASON)
+        if unsent is not None:
+            rows.fleet.put_change(keep, unsent)
+            if unsent.name and absorbed.name is not None:
+                rows.update(keep, "name = ?", absorbed.name)
+            if unsent.ttl:
+                rows.update(keep, "ttl = ?", absorbed.ttl_s)
+
+    def erase(self, rows: Rows, id_: str) -> None:
+        """Erase a person here who is erased at the site, in the present transaction."""
+        if (number := rows.number_of(id_)) is not None:
+            self.erased.append(erase_in(rows, number, REASON))
+
+    def _fits(self, rows: Rows, person: SitePerson, now: float, fresh: bool) -> bool:
+        """Return whether a person who is not here is to be; make room if so.
+
+        A full gallery has room for people who were seen later than those that it would drop, and of whom the
+        page has exemplars.
+        """
+        policy, age_s = rows.policy, now - person.last_seen
+        ttl_s = person.ttl_s
+        if ttl_s is None:
+            ttl_s = policy.ttl_s if person.kind == "auto" else policy.enrolled_ttl_s
+        if ttl_s and age_s >= ttl_s:
+            return False  # it would expire at once
+        if int(rows.store.value("SELECT count(*) FROM identity")) < policy.capacity:
+            return True
+        rows.fleet.skip()
+        oldest = rows.identities(
+            "WHERE kind = 'auto' AND coalesce(ttl, 1) > 0 ORDER BY seen, last_seen, number LIMIT 1"
+        )
+        if not oldest or not fresh:
+            return False
+        oldest_age_s = rows.age_s(oldest[0].number)
+        if person.kind == "auto" and (oldest_age_s is None or oldest_age_s <= age_s):
+            return False
+        rows.retire(oldest[0], "evicted")
+        return True
+
+    def _insert(self, rows: Rows, person: SitePerson, now: float) -> int:
+        seen, last_seen = _moment(rows, now - person.last_seen, person.last_seen)
+        _, created = _moment(rows, now - person.first_seen, person.first_seen)
+        rows.fleet.returned(person.id)
+        number = rows.insert(
+            id=person.id, name=None, kind=person.kind, created=min(created, last_seen), last_seen=last_seen,
+            sightings=1, ttl_s=person.ttl_s, seen=seen,
+        )  # fmt: skip
+        rows.exemplars.mark(number)
+        return number
+
+    def _update(self, rows: Rows, number: int, person: SitePerson, now: float) -> None:
+        """Take over what the site knows of a person, but for what was changed here since."""
+        here, unsent = rows.identity(number), rows.fleet.change(number)
+        seen, last_seen = _moment(rows, now - person.last_seen, person.last_seen)
+        _, created = _moment(rows, now - person.first_seen, person.first_seen)
+        age_s = rows.age_s(number)
+        if created < here.created - _SLACK_S:
+            rows.update(number, "created = ?", created)
+        if age_s is None or now - person.last_seen < age_s - _SLACK_S:
+            rows.update(number, "seen = ?, last_seen = max(last_seen, ?)", seen, last_seen)
+        if person.kind == "enrolled" != here.kind:
+            rows.update(number, "kind = 'enrolled'")
+        if here.ttl_s != person.ttl_s and (unsent is None or not unsent.ttl):
+            rows.update(number, "ttl = ?", person.ttl_s)
+        if here.name != person.name and (unsent is None or not unsent.name):
+            set_name(rows, number, person.name)
+        rows.fleet.share(number, seen)
+
+    # ---- exemplars
+
+    def _contribution(self, rows: Rows, one: Contribution) -> None:
+        number, origin = rows.number_of(one.id), foreign_origin(one.device, one.id)
+        if rows.fleet.copy is not None:
+            rows.fleet.copied([origin])
+        if number is None or rows.fleet.is_erased(one.id):
+            return
+        own = one.device == self.device
+        if own and rows.exemplars.own(number):
+            return  # what this device sent; the gallery has more, and newer ones
+        vectors, exemplars = _checked(one, self.gallery.dimension)
+        time = rows.identity(number).last_seen
+        sources = [
+            (
+                min(max(float(source.quality), 0.0), 1.0), origin,
+                source.camera if own else foreign_camera(one.device, source.camera), time, source.epoch,
+            )
+            for source in exemplars
+        ]  # fmt: skip
+        if rows.exemplars.replace_origin(number, origin, vectors, sources):
+            rows.exemplars.prune(number, rows.policy.max_exemplars)
+
+    # ---- the rest
+
+    def _finish(self, page: Page) -> Iterator[None]:
+        complete = page.upto >= page.version
+        with self.gallery.file.reading() as rows:
+            sweeps = complete and rows.fleet.copy == "erase"
+        if sweeps:
+            yield from self._sweep()
+        with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
+            known = set(rows.apart.pairs())
+            for pair in page.apart:
+                numbers = rows.number_of(pair.one), rows.number_of(pair.other)
+                first, second = min(numbers, key=_first), max(numbers, key=_first)
+                if first is None or second is None or first == second or (first, second) in known:
+                    continue
+                rows.apart.add(first, second, pair.reason)
+            means = [one for one in page.means if one.device != self.device]
+            for mean in means:
+                camera = foreign_camera(mean.device, mean.camera)
+                total = np.asarray(mean.total, np.float64)
+                if len(total) == self.gallery.dimension:
+                    rows.fleet.put_mean(camera, mean.epoch, mean.people, total)
+                    self.gallery.file.share_mean(camera, mean.epoch, mean.people, total)
+            rows.fleet.put_mark(page.upto)
+            if complete and rows.fleet.copy is not None:
+                rows.fleet.end_copy()
+        if means:
+            with self.gallery.file.reading():
+                self.gallery.file.recentre()
+        yield
+
+    def _sweep(self) -> Iterator[None]:
+        """Erase what the site had and does not have any more, by a full copy that is complete."""
+        with self.gallery.file.reading() as rows:
+            gone = rows.fleet.gone()
+        yield from self._each(gone, self.erase)
+        with self.gallery.file.reading() as rows:
+            ended = rows.store.rows(
+                f"SELECT DISTINCT number, origin FROM exemplar WHERE {FOREIGN}"  # noqa: S608 - constants
+                " AND origin NOT IN (SELECT key FROM fleet_copied)"
+            )
+        yield from self._each(ended, lambda rows, one: _end(rows, *one))
+
+
+def set_name(rows: Rows, number: int, name: str | None) -> None:
+    """Give a person the name that the site gave, in the present transaction.
+
+    Another one here who has it and is not sent yet gets another name: the site does the same.
+    """
+    if name is not None:
+        try:
+            name = checked_name(name)
+        except InputError as problem:
+            _log.warning("fleet_name_refused", error=type(problem).__name__)
+            return
+        other = rows.store.value("SELECT number FROM identity WHERE name = ?", (name,))
+        if other is not None and other != number:
+            rows.update(other, "name = ?", _free_name(rows, name))
+            rows.notice("named", rows.identity(other).id, other, REASON)
+    rows.update(number, "name = ?", name)
+    rows.notice("named", rows.identity(number).id, number, REASON)
+
+
+def _free_name(rows: Rows, name: str) -> str:
+    place = 2
+    while True:
+        end = f" ({place})"
+        free = name[: LONGEST_NAME - len(end)] + end
+        if rows.store.value("SELECT number FROM identity WHERE name = ?", (free,)) is None:
+            return free
+        place += 1
+
+
+def _moment(rows: Rows, age_s: float, label: float) -> tuple[float | None, float]:
+    """Return the instant of a sighting, and its label; `label` is that of the store's clock."""
+    seen = rows.ages.seen(max(0.0, age_s))
+    return seen, rows.ages.label(seen, label)
+
+
+def _checked(one: Contribution, dimension: int) -> tuple[Vectors, Sequence[SharedExemplar]]:
+    """Return the usable vectors of a contribution, with what is known of them."""
+    if not one.exemplars:
+        return np.zeros((0, dimension), np.float32), ()
+    try:
+        vectors, _ = checked_exemplars(
+            np.stack([source.vector for source in one.exemplars]),
+            np.array([source.quality for source in one.exemplars], np.float32),
+            dimension,
+        )
+    except (ValueError, EdgeAgentError) as problem:
+        _log.warning("fleet_exemplars_refused", device=one.device, error=str(problem))
+        return np.zeros((0, dimension), np.float32), ()
+    return vectors, one.exemplars
+
+
+def _end(rows: Rows, number: int, origin: str) -> None:
+    rows.exemplars.remove_origin(number, origin, None)
+
+
+def _first(number: int | None) -> int:
+    return -1 if number is None else number

@@ -1,0 +1,147 @@
+"""What a device sends to its site: the state of people who changed, erased people, pairs, and means.
+
+Changes are noted in the gallery file, see `gallery.fleet_rows`. They stay noted until the store has confirmed
+that it has them, so a kill at any time, or a store that lost the last change, only repeats them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_agent.fleet.records import (
+    MOST_SHARED,
+    Apart,
+    CameraMean,
+    PersonChange,
+    Push,
+    PushResult,
+    Reason,
+    Setting,
+    SharedExemplar,
+)
+from edge_agent.gallery.exemplars import diverse_rows, grades
+from edge_agent.gallery.fleet_rows import Change
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.gallery.rows import Rows
+
+STEP = 16
+"""People that are read at once, so that nobody waits for the lock of the gallery for long."""
+_MEAN_GROWN = 0.1
+"""Share of the people of a mean by which it changes before it is sent again."""
+
+Sums = dict[tuple[str, int], CameraMean]
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Changes that are sent together, and what removes their notes."""
+
+    people: list[PersonChange] = field(default_factory=list)
+    noted: list[tuple[int, int, float | None]] = field(default_factory=list)
+    """Number, count of the change, and instant of the latest sighting, of each of `people`."""
+    erased: list[tuple[str, Reason]] = field(default_factory=list)
+    pairs: list[Apart] = field(default_factory=list)
+    numbers: list[tuple[int, int]] = field(default_factory=list)
+    """Numbers of `pairs`."""
+    means: list[CameraMean] = field(default_factory=list)
+    result: PushResult | None = None
+    """What the store answered."""
+
+    @property
+    def push(self) -> Push:
+        """What is sent."""
+        return Push(tuple(self.people), tuple(self.erased), tuple(self.pairs), tuple(self.means))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be sent."""
+        return not (self.people or self.erased or self.pairs or self.means)
+
+
+class Outbox:
+    """The changes of an open gallery that its site does not have yet. `device` is the name of this one."""
+
+    def __init__(self, gallery: Gallery, device: str) -> None:
+        self._gallery = gallery
+        self._device = device
+        self._means: Sums = {}
+        """Those sent last, by camera and epoch."""
+
+    def read_people(self, parcel: Parcel, after: int, most: int) -> int | None:
+        """Add at most `most` changed people with numbers above `after`; return the last, None: no more."""
+        with self._gallery.file.reading() as rows:
+            changes = rows.fleet.changes(after, min(STEP, most))
+            for change in changes:
+                person, seen = _person(rows, change)
+                parcel.people.append(person)
+                parcel.noted.append((change.number, change.count, seen))
+        return changes[-1].number if changes else None
+
+    def read_others(self, parcel: Parcel, most: int) -> None:
+        """Add erased people, pairs of people who are two, and means that changed."""
+        with self._gallery.file.reading() as rows:
+            parcel.erased += rows.fleet.erased(most)
+            for first, second, one, other, reason in rows.fleet.apart_changes(most):
+                parcel.numbers.append((first, second))
+                parcel.pairs.append(Apart(min(one, other), max(one, other), reason))
+            for camera, epoch, people, total in self._gallery.file.means.own():
+                mean = CameraMean(self._device, camera, epoch, people, total)
+                if _has_changed(self._means.get((camera, epoch)), mean):
+                    parcel.means.append(mean)
+
+    def confirmed(self, parcel: Parcel) -> None:
+        """Remove the notes of a parcel that the store certainly has; later changes stay noted."""
+        assert parcel.result is not None
+        with self._gallery.file.changing(durable=False) as rows:
+            rows.fleet.sent(parcel.noted)
+            rows.fleet.apart_sent(parcel.numbers)
+            rows.fleet.erased_sent(parcel.erased, parcel.result.version)
+        self._means |= {(mean.camera, mean.epoch): mean for mean in parcel.means}
+
+    def send_all(self) -> None:
+        """Send the means again, too: the store does not have what it had."""
+        self._means.clear()
+
+
+def _person(rows: Rows, change: Change) -> tuple[PersonChange, float | None]:
+    """Return the state of a person, and the instant of the latest sighting."""
+    person = rows.identity(change.number)
+    number = person.number
+    last_age_s = rows.age_s(number) or 0.0
+    since_s = max(0.0, person.last_seen - person.created)
+    if (span_s := rows.ages.span()) is not None:
+        since_s = min(since_s, max(0.0, span_s - last_age_s))
+    sent = PersonChange(
+        id=person.id,
+        former=rows.former_ids(number),
+        kind=person.kind,
+        name=Setting(person.name) if change.name else None,
+        ttl_s=Setting(person.ttl_s) if change.ttl else None,
+        first_age_s=last_age_s + since_s,
+        last_age_s=last_age_s,
+        camera=rows.exemplars.latest_camera(number),
+        exemplars=_exemplars(rows, number) if change.content else None,
+    )
+    return sent, rows.seen(number)
+
+
+def _exemplars(rows: Rows, number: int) -> tuple[SharedExemplar, ...]:
+    """Return the exemplars of this device that it shares: the most diverse of good quality."""
+    own = rows.exemplars.own(number)
+    vectors, qualities = rows.exemplars.unpacked([row[0] for row in own]), grades([row[1] for row in own])
+    kept = diverse_rows(vectors, qualities, MOST_SHARED)
+    return tuple(
+        SharedExemplar(own[place][2], own[place][3], float(qualities[place]), vectors[place])
+        for place in kept.tolist()
+    )
+
+
+def _has_changed(before: CameraMean | None, now: CameraMean) -> bool:
+    if before is None or now.people < before.people:  # of an erased person nothing stays
+        return True
+    if now.people - before.people >= max(1.0, _MEAN_GROWN * before.people):
+        return True
+    moved = now.total / now.people - before.total / before.people
+    return float(np.sqrt(moved @ moved)) > _MEAN_GROWN

@@ -1,0 +1,224 @@
+"""Exchanges changes between a gallery and its site: pull, apply, push, confirm.
+
+Everything is a state, sent at least once: a kill, a lost answer or a store that was restored repeats it. The
+device pulls before it pushes, so that what was erased meanwhile does not come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from edge_agent.fleet.apply import Applier, set_name
+from edge_agent.fleet.outbox import Outbox, Parcel
+from edge_agent.fleet.records import MOST_CHANGES, Page, PushResult, Welcome
+from edge_agent.fleet.store import FleetStore, StaleMark, StoreDown
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.gallery.rows import EVENTS_FACT, Erased
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+PAGE = 200
+"""People or contributions of a page."""
+CALL_S = 20.0
+"""Longest wait for the store; its own deadlines are shorter."""
+CONFIRM_S = 60.0
+"""Interval at which a device without changes shows that it is there."""
+BREATH_S = 0.001
+"""Pause between two steps: a thread that waits for the lock of the gallery gets it."""
+_ROOM = 0.9
+"""Share of the capacity up to which people are fetched who did not fit before."""
+
+
+async def answered(call: Awaitable[T], deadline_s: float = CALL_S) -> T:
+    """Return what the store answers; StoreDown when it does not within the deadline."""
+    try:
+        return await asyncio.wait_for(call, deadline_s)
+    except asyncio.TimeoutError:
+        raise StoreDown(f"the store of the fleet did not answer within {deadline_s:g} s") from None
+
+
+class Sync:
+    """One device's exchange with a site; not safe for use by two tasks.
+
+    `gallery` is open, and `device` is the name of this device at the site. `erase` deletes the events and
+    pictures of erased people (`gallery.erasure.Erasure.run`); the device confirms after that. `changed` is
+    called when people of the gallery have changed, `erased` for each who was erased.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        store: FleetStore,
+        device: str,
+        *,
+        erase: Callable[[], object] | None = None,
+        changed: Callable[[], object] = lambda: None,
+        erased: Callable[[Erased], object] = lambda _: None,
+    ) -> None:
+        self.welcome: Welcome | None = None
+        """Answer of the store to the latest `connect`."""
+        self.version = 0
+        """Of the site, as far as known."""
+        self._gallery = gallery
+        self._store = store
+        self._erase = erase
+        self._changed = changed
+        self._erased = erased
+        self._outbox = Outbox(gallery, device)
+        self._applier = Applier(gallery, device)
+        self._device = device
+        self._confirmed: tuple[int, float] | None = None
+        """Mark confirmed last, and when."""
+
+    @property
+    def mark(self) -> int:
+        """Version of the site up to which everything is applied."""
+        with self._gallery.file.reading() as rows:
+            return rows.fleet.mark
+
+    def counts(self) -> tuple[int, int, bool]:
+        """Return changes that the site does not have yet, `mark`, and whether people of it did not fit."""
+        with self._gallery.file.reading() as rows:
+            return rows.fleet.waiting(), rows.fleet.mark, rows.fleet.skipped
+
+    async def connect(self) -> Welcome:
+        """Greet the store, and find out whether a full copy is needed; errors as of `FleetStore.hello`."""
+        with self._gallery.file.changing() as rows:
+            rows.fleet.start(self._device)
+            mark, receipts = rows.fleet.mark, rows.fleet.receipts
+        welcome = await answered(self._store.hello(mark, receipts))
+        self.welcome, self.version = welcome, welcome.version
+        self._confirmed = None
+        with self._gallery.file.changing() as rows:
+            fleet = rows.fleet
+            was_restored = not welcome.known and welcome.confirmed < mark
+            if not welcome.known:
+                fleet.note_all()
+                self._outbox.send_all()
+                fleet.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
+            elif fleet.copy is None and mark < welcome.horizon:
+                fleet.begin_copy("erase")
+            elif fleet.copy is None and fleet.skipped and self._has_room():
+                fleet.begin_copy("keep")
+            if not was_restored:
+                fleet.drop_tombstones(welcome.horizon)
+            copy = fleet.copy
+        if copy is not None:
+            _log.info("fleet_full_copy", known=welcome.known, mark=mark, horizon=welcome.horizon)
+        return welcome
+
+    async def step(self) -> None:
+        """Exchange everything that changed on either side; errors as of the store's calls.
+
+        When this returns, the device has the whole site as it was, and the site has the changes that the
+        device had made before.
+        """
+        if self.welcome is None:
+            await self.connect()
+        try:
+            await self._exchange()
+        except StaleMark as error:  # since the connection was made
+            _log.info("fleet_mark_refused", reason=str(error))
+            await self.connect()
+            await self._exchange()
+
+    async def _exchange(self) -> None:
+        await self._pull()
+        while await self._push():
+            pass
+        await self._confirm()
+
+    def disconnected(self) -> None:
+        """Greet the store again at the next step."""
+        self.welcome = None
+
+    # ---- from the site
+
+    async def _pull(self) -> None:
+        while True:
+            with self._gallery.file.reading() as rows:
+                mark, full = rows.fleet.mark, rows.fleet.copy is not None
+            page = await answered(self._store.pull(mark, PAGE, full=full))
+            self.version = page.version
+            if page.upto > mark or full:
+                await self._apply(page)
+            if page.upto >= page.version:
+                return
+
+    async def _apply(self, page: Page) -> None:
+        for _ in self._applier.steps(page):
+            self._report()
+            await asyncio.sleep(BREATH_S)
+        if page.people:
+            self._changed()
+
+    def _report(self) -> None:
+        gone, self._applier.erased = self._applier.erased, []
+        for one in gone:
+            self._erased(one)
+
+    # ---- to the site
+
+    async def _push(self) -> bool:
+        """Send one parcel; return whether there are more."""
+        parcel = Parcel()
+        after: int | None = 0
+        while after is not None and len(parcel.people) < MOST_CHANGES:
+            after = self._outbox.read_people(parcel, after, MOST_CHANGES - len(parcel.people))
+            await asyncio.sleep(BREATH_S)
+        self._outbox.read_others(parcel, MOST_CHANGES)
+        if parcel.is_empty:
+            return False
+        parcel.result = await answered(self._store.push(parcel.push, self.mark))
+        self._take_answer(parcel, parcel.result)
+        await self._confirm(force=True)
+        self._outbox.confirmed(parcel)
+        return len(parcel.people) == MOST_CHANGES or len(parcel.erased) == MOST_CHANGES
+
+    def _take_answer(self, parcel: Parcel, result: PushResult) -> None:
+        """Erase whom the site erased, and take over the names that it gave."""
+        self.version = max(self.version, result.version)
+        if not (result.forgotten or result.renamed):
+            return
+        counts = {person.id: noted for person, noted in zip(parcel.people, parcel.noted, strict=True)}
+        with self._gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
+            for id_ in result.forgotten:
+                rows.fleet.bury(id_, "request", result.version)
+                self._applier.erase(rows, id_)
+            for id_, name in result.renamed.items():
+                number, count, _ = counts[id_]
+                change = rows.fleet.change(number)
+                if change is not None and change.count == count:
+                    set_name(rows, number, name)
+        self._report()
+        self._changed()
+
+    async def _confirm(self, *, force: bool = False) -> None:
+        """Let the store know what is applied here, and erased: a receipt finds out who was restored."""
+        mark, now = self.mark, time.monotonic()
+        if not force and self._confirmed is not None:
+            before, at = self._confirmed
+            if before == mark and now - at < CONFIRM_S:
+                return
+        if self._erase is not None and self._gallery.facts.get(EVENTS_FACT):
+            self._erase()
+        receipt = secrets.token_hex(16)
+        with self._gallery.file.changing(durable=False) as rows:
+            rows.fleet.put_receipt(receipt, pending=True)
+        self._gallery.file.flush()
+        await answered(self._store.confirm(mark, receipt))
+        with self._gallery.file.changing(durable=False) as rows:
+            rows.fleet.put_receipt(receipt, pending=False)
+        self._confirmed = mark, now
+
+    def _has_room(self) -> bool:
+        with self._gallery.file.reading() as rows:
+            return len(self._gallery) < _ROOM * rows.policy.capacity

@@ -1,0 +1,356 @@
+"""What a gallery file notes for a fleet: local changes to be sent, and what is known of the site.
+
+Changes of identities are noted by triggers, so whatever process makes them, they are sent, from `start` to
+`leave`. While a page of the site is applied, `quiet` keeps them from noting it. A
+change is noted by its kind, not by its value: what is sent is the state of the person at that time, and
+`sent` removes the note unless there was another change meanwhile.
+
+Exemplars of other devices have the origin ``fleet/DEVICE/ID`` and the camera ``DEVICE/CAMERA``; no own camera
+has a slash in its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.gallery.store import Store
+
+Reason = Literal["request", "expired"]
+"""Why the site does not have a person any more."""
+Copy = Literal["keep", "erase"]
+"""A full copy of the site is being made; who is not in it stays, or is erased at its end."""
+
+SEEN_S = 60.0
+"""A person who is in view is sent again when the latest sighting is so much later than the one sent."""
+FOREIGN = "instr(camera, '/') > 0"
+"""SQL condition of exemplars that other devices contributed."""
+
+_MEMBER, _MARK, _COPY = "fleet_device", "fleet_mark", "fleet_copy"
+_RECEIPT, _PENDING = "fleet_receipt", "fleet_receipt_pending"
+_QUIET = "fleet_quiet"
+_META = (_MEMBER, _MARK, _COPY, _RECEIPT, _PENDING, _QUIET, "fleet_skipped")
+_NOTED = "NOT EXISTS (SELECT 1 FROM meta WHERE key = 'fleet_quiet')"
+
+
+def _note(name: str = "0", ttl: str = "0", content: str = "0") -> str:
+    """Return the statement that notes a change of a person: of the name, the time to live, the exemplars."""
+    return (
+        f"INSERT INTO fleet_change VALUES (NEW.number, random(), {name}, {ttl}, {content})"  # noqa: S608
+        " ON CONFLICT (number) DO UPDATE SET count = excluded.count, name = max(name, excluded.name),"
+        " ttl = max(ttl, excluded.ttl), content = max(content, excluded.content)"
+    )
+
+
+_TRIGGERS = {
+    "fleet_new": ("INSERT ON identity", "1", _note("NEW.name IS NOT NULL", "NEW.ttl IS NOT NULL", "1")),
+    "fleet_name": ("UPDATE OF name ON identity", "NEW.name IS NOT OLD.name", _note(name="1")),
+    "fleet_ttl": ("UPDATE OF ttl ON identity", "NEW.ttl IS NOT OLD.ttl", _note(ttl="1")),
+    "fleet_kind": ("UPDATE OF kind ON identity", "NEW.kind IS NOT OLD.kind", _note()),
+    "fleet_content": ("UPDATE OF revision ON identity", "1", _note(content="1")),
+    "fleet_seen": (
+        "UPDATE OF seen ON identity",
+        f"NEW.seen > (SELECT seen + {SEEN_S} FROM fleet_shared WHERE number = NEW.number)",  # noqa: S608
+        _note(),
+    ),
+    "fleet_former": ("INSERT ON former", "1", _note()),
+    "fleet_apart": (
+        "INSERT ON apart", "1", "INSERT OR IGNORE INTO fleet_apart_change VALUES (NEW.first, NEW.second)"
+    ),
+}  # fmt: skip
+"""Events, conditions and statements of the triggers, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A noted change of a person; `count` is another one after each change."""
+
+    number: int
+    count: int
+    name: bool
+    ttl: bool
+    content: bool
+
+
+class FleetRows:
+    """The notes of an open gallery file; methods that write belong inside `Store.change`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # ---- membership
+
+    @property
+    def device(self) -> str | None:
+        """Name of this device at its site; None: changes are not noted."""
+        found: str | None = self._store.meta(_MEMBER)
+        return found
+
+    def start(self, device: str) -> None:
+        """Note changes from now on; everybody counts as changed if this is another device than before."""
+        if self.device != device:
+            self._forget()
+            self._store.put_meta(_MEMBER, device)
+            self.note_all()
+        self.follow()
+
+    def leave(self) -> None:
+        """Note nothing any more, and forget what is known of the site."""
+        self._forget()
+        self.follow()
+
+    def follow(self) -> None:
+        """Make the triggers of this connection, or drop them, as the file states.
+
+        They are not in the file: one with triggers counts as damaged, also for earlier versions.
+        """
+        present = bool(self._store.value("SELECT count(*) FROM sqlite_temp_master WHERE type = 'trigger'"))
+        wanted = self.device is not None
+        if wanted and not present:
+            for name, (event, condition, statement) in _TRIGGERS.items():
+                self._store.run(
+                    f"CREATE TEMP TRIGGER {name} AFTER {event} WHEN {condition} AND {_NOTED}"
+                    f" BEGIN {statement}; END"
+                )
+        elif present and not wanted:
+            for name in _TRIGGERS:
+                self._store.run(f"DROP TRIGGER temp.{name}")
+
+    def _forget(self) -> None:
+        for table in (
+            "fleet_change", "fleet_apart_change", "fleet_erased", "fleet_shared", "fleet_tombstone",
+            "fleet_copied", "fleet_mean",
+        ):  # fmt: skip
+            self._store.run(f"DELETE FROM {table}")  # noqa: S608 - constants
+        self._store.run(f"DELETE FROM meta WHERE key IN ({','.join('?' * len(_META))})", _META)  # noqa: S608
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Let changes of the block not be noted: they come from the site."""
+        self._store.put_meta(_QUIET, 1)
+        yield
+        self._store.run("DELETE FROM meta WHERE key = ?", (_QUIET,))
+
+    # ---- order of the store
+
+    @property
+    def mark(self) -> int:
+        """Version of the site up to which everything is applied."""
+        return int(self._store.meta(_MARK) or 0)
+
+    @property
+    def copy(self) -> Copy | None:
+        """Whether a full copy is being made, and which."""
+        found: Copy | None = self._store.meta(_COPY)
+        return found
+
+    @property
+    def receipts(self) -> list[str]:
+        """Latest random texts that were given to the store."""
+        return [text for key in (_RECEIPT, _PENDING) if (text := self._store.meta(key)) is not None]
+
+    def put_mark(self, mark: int) -> None:
+        """Note that everything up to a version is applied."""
+        self._store.put_meta(_MARK, mark)
+
+    def put_receipt(self, receipt: str, *, pending: bool) -> None:
+        """Note what is being given to the store, and then that the store has it."""
+        self._store.put_meta(_PENDING, receipt if pending else None)
+        if not pending:
+            self._store.put_meta(_RECEIPT, receipt)
+
+    # ---- changes to be sent
+
+    def note_all(self) -> None:
+        """Note everything that this device has as changed, also whom the site erased, as far as known."""
+        self._store.run(
+            "INSERT OR REPLACE INTO fleet_change"
+            " SELECT number, random(), name IS NOT NULL, ttl IS NOT NULL, 1 FROM identity"
+        )
+        self._store.run("INSERT OR IGNORE INTO fleet_apart_change SELECT first, second FROM apart")
+        self._store.run("INSERT OR IGNORE INTO fleet_erased SELECT id, reason FROM fleet_tombstone")
+
+    def changes(self, after: int, most: int) -> list[Change]:
+        """Return changes of people with numbers above `after`, by number."""
+        found = self._store.rows(
+            "SELECT number, count, name, ttl, content FROM fleet_change WHERE number > ?"
+            " ORDER BY number LIMIT ?",
+            (after, most),
+        )
+        return [Change(number, count, *map(bool, kinds)) for number, count, *kinds in found]
+
+    def change(self, number: int) -> Change | None:
+        """Return the noted change of one person."""
+        return next((one for one in self.changes(number - 1, 1) if one.number == number), None)
+
+    def put_change(self, number: int, of: Change) -> None:
+        """Note a change of a person like that of another one, who is the same."""
+        self._store.run(
+            "INSERT INTO fleet_change VALUES (?, random(), ?, ?, ?) ON CONFLICT (number) DO UPDATE SET"
+            " count = random(), name = max(name, excluded.name), ttl = max(ttl, excluded.ttl),"
+            " content = max(content, excluded.content)",
+            (number, of.name, of.ttl, of.content),
+        )
+
+    def sent(self, changes: Iterable[tuple[int, int, float | None]]) -> None:
+        """Remove the notes of changes that the site has: numbers, counts, and instants of the sightings."""
+        for number, count, seen in changes:
+            self._store.run("DELETE FROM fleet_change WHERE number = ? AND count = ?", (number, count))
+            self.share(number, seen)
+
+    def share(self, number: int, seen: float | None) -> None:
+        """Note that the site has a person, seen at an instant."""
+        self._store.run(
+            "INSERT INTO fleet_shared SELECT number, coalesce(?, seen, 0.0) FROM identity WHERE number = ?"
+            " ON CONFLICT (number) DO UPDATE SET seen = max(seen, excluded.seen)",
+            (seen, number),
+        )
+
+    def gone(self) -> list[str]:
+        """Return ids of people whom the site had, and who are not in a full copy of it."""
+        found = self._store.rows(
+            "SELECT id FROM identity JOIN fleet_shared USING (number) WHERE id NOT IN"
+            " (SELECT key FROM fleet_copied) AND NOT EXISTS (SELECT 1 FROM former JOIN fleet_copied"
+            " ON former.id = key WHERE former.number = identity.number) ORDER BY number"
+        )
+        return [id_ for (id_,) in found]
+
+    def waiting(self) -> int:
+        """Return the number of changes that are not sent yet."""
+        counts = "+".join(
+            f"(SELECT count(*) FROM {table})"  # noqa: S608 - constants
+            for table in ("fleet_change", "fleet_apart_change", "fleet_erased")
+        )
+        return int(self._store.value(f"SELECT {counts}"))
+
+    def apart_changes(self, most: int) -> list[tuple[int, int, str, str, str]]:
+        """Return pairs of people to be sent: numbers, ids, and the reason."""
+        return self._store.rows(
+            "SELECT one.number, two.number, one.id, two.id, apart.reason FROM fleet_apart_change"
+            " JOIN apart USING (first, second) JOIN identity AS one ON one.number = first"
+            " JOIN identity AS two ON two.number = second LIMIT ?",
+            (most,),
+        )
+
+    def apart_sent(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Remove the notes of pairs that the site has, and of those that ended."""
+        self._store.run_many("DELETE FROM fleet_apart_change WHERE first = ? AND second = ?", list(pairs))
+        self._store.run(
+            "DELETE FROM fleet_apart_change WHERE NOT EXISTS (SELECT 1 FROM apart WHERE"
+            " apart.first = fleet_apart_change.first AND apart.second = fleet_apart_change.second)"
+        )
+
+    # ---- erased people
+
+    def erase(self, number: int, ids: Collection[str], reason: str) -> None:
+        """Note that a person is being erased here, so that the site erases the person, too.
+
+        One who expired is noted only if the site knows the person: it decides whether another device has seen
+        them since. Whom a full gallery drops stays at the site.
+        """
+        if self.device is None or reason not in {"request", "expired"}:
+            return
+        shared = "SELECT EXISTS (SELECT 1 FROM fleet_shared WHERE number = ?)"
+        if reason == "expired" and not self._store.value(shared, (number,)):
+            return
+        self._store.run_many(
+            "INSERT OR IGNORE INTO fleet_erased VALUES (?, ?)", [(one, reason) for one in ids]
+        )
+
+    def returned(self, id_: str) -> None:
+        """Note that another device saw a person who expired here."""
+        self._store.run("DELETE FROM fleet_erased WHERE id = ? AND reason = 'expired'", (id_,))
+
+    def erased(self, most: int) -> list[tuple[str, Reason]]:
+        """Return erased people to be sent."""
+        return self._store.rows("SELECT id, reason FROM fleet_erased LIMIT ?", (most,))
+
+    def erased_sent(self, people: Sequence[tuple[str, Reason]], version: int) -> None:
+        """Note that the site knows who was erased here; whether people expired, it decides."""
+        for id_, reason in people:
+            self._store.run("DELETE FROM fleet_erased WHERE id = ? AND reason = ?", (id_, reason))
+            if reason == "request":
+                self.bury(id_, reason, version)
+
+    def bury(self, id_: str, reason: Reason, version: int) -> None:
+        """Note that the site has erased a person, at a version."""
+        self._store.run("DELETE FROM fleet_erased WHERE id = ?", (id_,))
+        self._store.run("INSERT OR REPLACE INTO fleet_tombstone VALUES (?, ?, ?)", (id_, reason, version))
+
+    def is_erased(self, id_: str) -> bool:
+        """Whether a person was erased, at the site, or here on request."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM fleet_tombstone WHERE id = ?)"
+            " OR EXISTS (SELECT 1 FROM fleet_erased WHERE id = ? AND reason = 'request')"
+        )
+        return bool(self._store.value(query, (id_, id_)))
+
+    def drop_tombstones(self, horizon: int) -> None:
+        """Forget erased people up to a version: the site does not know them any more either."""
+        self._store.run("DELETE FROM fleet_tombstone WHERE version <= ?", (horizon,))
+
+    # ---- a full copy
+
+    def begin_copy(self, copy: Copy) -> None:
+        """Begin a full copy of the site."""
+        self._store.put_meta(_COPY, copy)
+        self._store.run("DELETE FROM fleet_copied")
+        self._store.run("DELETE FROM meta WHERE key = 'fleet_skipped'")
+        self.put_mark(0)
+
+    def copied(self, keys: Iterable[str]) -> None:
+        """Note ids, and origins of exemplars, that the site has, during a full copy."""
+        self._store.run_many("INSERT OR IGNORE INTO fleet_copied VALUES (?)", [(key,) for key in keys])
+
+    def end_copy(self) -> None:
+        """End a full copy."""
+        self._store.run("DELETE FROM fleet_copied")
+        self._store.put_meta(_COPY, None)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether people of the site are not here for lack of space."""
+        return bool(self._store.meta("fleet_skipped"))
+
+    def skip(self) -> None:
+        """Note that people of the site are not here."""
+        self._store.put_meta("fleet_skipped", 1)
+
+    # ---- means of cameras of other devices
+
+    def put_mean(self, camera: str, epoch: int, people: float, total: NDArray[np.float64]) -> None:
+        """Store the mean of a view of another device's camera; `camera` is ``DEVICE/CAMERA``."""
+        self._store.run(
+            "INSERT OR REPLACE INTO fleet_mean VALUES (?, ?, ?, ?)",
+            (camera, epoch, float(people), total.astype("<f8").tobytes()),
+        )
+
+    def means(self, dimension: int) -> list[tuple[str, int, float, NDArray[np.float64]]]:
+        """Return camera, epoch, number of people and sum `(D,)` of the stored means."""
+        found = self._store.rows("SELECT camera, epoch, people, total FROM fleet_mean")
+        return [
+            (camera, epoch, people, np.frombuffer(total, "<f8").astype(np.float64))
+            for camera, epoch, people, total in found
+            if len(total) == 8 * dimension
+        ]
+
+
+def owned_by(camera: str) -> str | None:
+    """Return the device whose exemplars have this camera; None: this one."""
+    device, slash, _ = camera.partition("/")
+    return device if slash else None
+
+
+def foreign_camera(device: str, camera: str) -> str:
+    """Return the name that the camera of another device has here."""
+    return f"{device}/{camera}"
+
+
+def foreign_origin(device: str, id_: str) -> str:
+    """Return the origin of what a device contributed to a person."""
+    return f"fleet/{device}/{id_}"
