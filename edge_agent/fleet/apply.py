@@ -70,19 +70,19 @@ class Applier:
     # ---- people
 
     def _take_root(self, rows: Rows, person: SitePerson) -> None:
-        if rows.number_of(person.root) is not None or rows.fleet.is_erased(person.root):
+        if rows.number_of(person.root) is not None or rows.site.is_erased(person.root):
             return
         if (number := rows.number_of(person.id)) is not None:
             rows.take_id(number, person.root, REASON)
 
     def _root(self, rows: Rows, person: SitePerson, page: Page, fresh: bool) -> None:
-        if rows.fleet.copy is not None:
-            rows.fleet.copied([person.id])
+        if rows.site.copy is not None:
+            rows.site.copied([person.id])
         if person.forgotten is not None:
-            rows.fleet.bury(person.id, person.forgotten, person.version)
+            rows.site.bury(person.id, person.forgotten, person.version)
             self.erase(rows, person.id)
             return
-        if rows.fleet.is_erased(person.id):
+        if rows.site.is_erased(person.id):
             self.erase(rows, person.id)
             return
         number = rows.number_of(person.id)
@@ -94,10 +94,10 @@ class Applier:
 
     def _merge(self, rows: Rows, person: SitePerson) -> None:
         """Make the identity of an id that was merged one with its root's."""
-        if rows.fleet.copy is not None:
-            rows.fleet.copied([person.id])
+        if rows.site.copy is not None:
+            rows.site.copied([person.id])
         number, root = rows.number_of(person.id), rows.number_of(person.root)
-        if rows.fleet.is_erased(person.root) or rows.fleet.is_erased(person.id):
+        if rows.site.is_erased(person.root) or rows.site.is_erased(person.id):
             self.erase(rows, person.id)
         elif number is None and root is not None:
             rows.store.run("INSERT INTO former VALUES (?, ?)", (person.id, root))
@@ -136,7 +136,7 @@ class Applier:
             return False  # it would expire at once
         if int(rows.store.value("SELECT count(*) FROM identity")) < policy.capacity:
             return True
-        rows.fleet.skip()
+        rows.site.skip()
         oldest = rows.identities(
             "WHERE kind = 'auto' AND coalesce(ttl, 1) > 0 ORDER BY seen, last_seen, number LIMIT 1"
         )
@@ -181,9 +181,9 @@ class Applier:
 
     def _contribution(self, rows: Rows, one: Contribution) -> None:
         number, origin = rows.number_of(one.id), foreign_origin(one.device, one.id)
-        if rows.fleet.copy is not None:
-            rows.fleet.copied([origin])
-        if number is None or rows.fleet.is_erased(one.id):
+        if rows.site.copy is not None:
+            rows.site.copied([origin])
+        if number is None or rows.site.is_erased(one.id):
             return
         own = one.device == self.device
         if own and rows.exemplars.own(number):
@@ -205,7 +205,7 @@ class Applier:
     def _finish(self, page: Page) -> Iterator[None]:
         complete = page.upto >= page.version
         with self.gallery.file.reading() as rows:
-            sweeps = complete and rows.fleet.copy == "erase"
+            sweeps = complete and rows.site.copy == "erase"
         if sweeps:
             yield from self._sweep()
         with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
@@ -221,11 +221,11 @@ class Applier:
                 camera = foreign_camera(mean.device, mean.camera)
                 total = np.asarray(mean.total, np.float64)
                 if len(total) == self.gallery.dimension:
-                    rows.fleet.put_mean(camera, mean.epoch, mean.people, total)
-                    self.gallery.file.share_mean(camera, mean.epoch, mean.people, total)
-            rows.fleet.put_mark(page.upto)
-            if complete and rows.fleet.copy is not None:
-                rows.fleet.end_copy()
+                    rows.site.put_mean(camera, mean.epoch, mean.people, total)
+                    self.gallery.file.means.share(camera, mean.epoch, mean.people, total)
+            rows.site.put_mark(page.upto)
+            if complete and rows.site.copy is not None:
+                rows.site.end_copy()
         if means:
             with self.gallery.file.reading():
                 self.gallery.file.recentre()

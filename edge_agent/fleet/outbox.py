@@ -124,7 +124,7 @@ def _person(rows: Rows, change: Change) -> tuple[PersonChange, float | None]:
         camera=rows.exemplars.latest_camera(number),
         exemplars=_exemplars(rows, number) if change.content else None,
     )
-    return sent, rows.seen(number)
+    return sent, rows.ages.stored(number)
 
 
 def _exemplars(rows: Rows, number: int) -> tuple[SharedExemplar, ...]:

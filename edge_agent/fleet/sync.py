@@ -82,35 +82,35 @@ class Sync:
     def mark(self) -> int:
         """Version of the site up to which everything is applied."""
         with self._gallery.file.reading() as rows:
-            return rows.fleet.mark
+            return rows.site.mark
 
     def counts(self) -> tuple[int, int, bool]:
         """Return changes that the site does not have yet, `mark`, and whether people of it did not fit."""
         with self._gallery.file.reading() as rows:
-            return rows.fleet.waiting(), rows.fleet.mark, rows.fleet.skipped
+            return rows.fleet.waiting(), rows.site.mark, rows.site.skipped
 
     async def connect(self) -> Welcome:
         """Greet the store, and find out whether a full copy is needed; errors as of `FleetStore.hello`."""
         with self._gallery.file.changing() as rows:
             rows.fleet.start(self._device)
-            mark, receipts = rows.fleet.mark, rows.fleet.receipts
+            mark, receipts = rows.site.mark, rows.site.receipts
         welcome = await answered(self._store.hello(mark, receipts))
         self.welcome, self.version = welcome, welcome.version
         self._confirmed = None
         with self._gallery.file.changing() as rows:
-            fleet = rows.fleet
+            site = rows.site
             was_restored = not welcome.known and welcome.confirmed < mark
             if not welcome.known:
-                fleet.note_all()
+                rows.fleet.note_all()
                 self._outbox.send_all()
-                fleet.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
-            elif fleet.copy is None and mark < welcome.horizon:
-                fleet.begin_copy("erase")
-            elif fleet.copy is None and fleet.skipped and self._has_room():
-                fleet.begin_copy("keep")
+                site.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
+            elif site.copy is None and mark < welcome.horizon:
+                site.begin_copy("erase")
+            elif site.copy is None and site.skipped and self._has_room():
+                site.begin_copy("keep")
             if not was_restored:
-                fleet.drop_tombstones(welcome.horizon)
-            copy = fleet.copy
+                site.drop_tombstones(welcome.horizon)
+            copy = site.copy
         if copy is not None:
             _log.info("fleet_full_copy", known=welcome.known, mark=mark, horizon=welcome.horizon)
         return welcome
@@ -145,7 +145,7 @@ class Sync:
     async def _pull(self) -> None:
         while True:
             with self._gallery.file.reading() as rows:
-                mark, full = rows.fleet.mark, rows.fleet.copy is not None
+                mark, full = rows.site.mark, rows.site.copy is not None
             page = await answered(self._store.pull(mark, PAGE, full=full))
             self.version = page.version
             if page.upto > mark or full:
@@ -191,7 +191,7 @@ class Sync:
         counts = {person.id: noted for person, noted in zip(parcel.people, parcel.noted, strict=True)}
         with self._gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
             for id_ in result.forgotten:
-                rows.fleet.bury(id_, "request", result.version)
+                rows.site.bury(id_, "request", result.version)
                 self._applier.erase(rows, id_)
             for id_, name in result.renamed.items():
                 number, count, _ = counts[id_]
@@ -212,11 +212,12 @@ class Sync:
             self._erase()
         receipt = secrets.token_hex(16)
         with self._gallery.file.changing(durable=False) as rows:
-            rows.fleet.put_receipt(receipt, pending=True)
-        self._gallery.file.flush()
+            rows.site.put_receipt(receipt, pending=True)
+            store = rows.store
+        store.flush()  # not under the lock: it may take long
         await answered(self._store.confirm(mark, receipt))
         with self._gallery.file.changing(durable=False) as rows:
-            rows.fleet.put_receipt(receipt, pending=False)
+            rows.site.put_receipt(receipt, pending=False)
         self._confirmed = mark, now
 
     def _has_room(self) -> bool:

@@ -65,6 +65,11 @@ class Ages:
         """Return the instant up to which sightings are at least so old; None while that may not be judged."""
         return None if self._axis is None or self._axis.paused else self._axis.ago(seconds)
 
+    def stored(self, number: int) -> float | None:
+        """Return the instant at which an identity was last seen; None: unknown."""
+        seen: float | None = self._store.value("SELECT seen FROM identity WHERE number = ?", (number,))
+        return seen
+
     def span(self) -> float | None:
         """Return the age of the oldest instant, in seconds; None while ages are unknown."""
         return None if self._axis is None else self._axis.age(0.0)

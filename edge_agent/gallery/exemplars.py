@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import NonFiniteEmbedding
-from edge_agent.gallery.fleet_rows import FOREIGN
+from edge_agent.gallery.fleet_rows import FOREIGN, owned_by
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.store import Store
 
@@ -123,6 +123,11 @@ class Exemplars:
             " ORDER BY row",
             (number,),
         )
+
+    def contributor(self, number: int, origin: str) -> str | None:
+        """Return the device of the fleet that contributed an origin; None: this one."""
+        query = "SELECT camera FROM exemplar WHERE number = ? AND origin = ? LIMIT 1"
+        return owned_by(self._store.value(query, (number, origin)) or "")
 
     def latest_camera(self, number: int) -> str:
         """Return the camera of the latest exemplar of this device; "" where there is none."""

@@ -1,4 +1,4 @@
-"""What a gallery file notes for a fleet: local changes to be sent, and what is known of the site.
+"""What a gallery file notes for a fleet: changes of this device that are to be sent.
 
 Changes of identities are noted by triggers, so whatever process makes them, they are sent, from `start` to
 `leave`. While a page of the site is applied, `quiet` keeps them from noting it. A
@@ -14,27 +14,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edge_agent.gallery.site_rows import Reason, SiteRows
 from edge_agent.gallery.store import Store
-
-Reason = Literal["request", "expired"]
-"""Why the site does not have a person any more."""
-Copy = Literal["keep", "erase"]
-"""A full copy of the site is being made; who is not in it stays, or is erased at its end."""
 
 SEEN_S = 60.0
 """A person who is in view is sent again when the latest sighting is so much later than the one sent."""
 FOREIGN = "instr(camera, '/') > 0"
 """SQL condition of exemplars that other devices contributed."""
 
-_MEMBER, _MARK, _COPY = "fleet_device", "fleet_mark", "fleet_copy"
-_RECEIPT, _PENDING = "fleet_receipt", "fleet_receipt_pending"
-_QUIET = "fleet_quiet"
-_META = (_MEMBER, _MARK, _COPY, _RECEIPT, _PENDING, _QUIET, "fleet_skipped")
+_MEMBER, _QUIET = "fleet_device", "fleet_quiet"
 _NOTED = "NOT EXISTS (SELECT 1 FROM meta WHERE key = 'fleet_quiet')"
 
 
@@ -80,8 +69,9 @@ class Change:
 class FleetRows:
     """The notes of an open gallery file; methods that write belong inside `Store.change`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, site: SiteRows) -> None:
         self._store = store
+        self._site = site
 
     # ---- membership
 
@@ -122,12 +112,10 @@ class FleetRows:
                 self._store.run(f"DROP TRIGGER temp.{name}")
 
     def _forget(self) -> None:
-        for table in (
-            "fleet_change", "fleet_apart_change", "fleet_erased", "fleet_shared", "fleet_tombstone",
-            "fleet_copied", "fleet_mean",
-        ):  # fmt: skip
+        self._site.forget()
+        for table in ("fleet_change", "fleet_apart_change", "fleet_erased", "fleet_shared"):
             self._store.run(f"DELETE FROM {table}")  # noqa: S608 - constants
-        self._store.run(f"DELETE FROM meta WHERE key IN ({','.join('?' * len(_META))})", _META)  # noqa: S608
+        self._store.run("DELETE FROM meta WHERE key IN (?, ?)", (_MEMBER, _QUIET))
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -135,34 +123,6 @@ class FleetRows:
         self._store.put_meta(_QUIET, 1)
         yield
         self._store.run("DELETE FROM meta WHERE key = ?", (_QUIET,))
-
-    # ---- order of the store
-
-    @property
-    def mark(self) -> int:
-        """Version of the site up to which everything is applied."""
-        return int(self._store.meta(_MARK) or 0)
-
-    @property
-    def copy(self) -> Copy | None:
-        """Whether a full copy is being made, and which."""
-        found: Copy | None = self._store.meta(_COPY)
-        return found
-
-    @property
-    def receipts(self) -> list[str]:
-        """Latest random texts that were given to the store."""
-        return [text for key in (_RECEIPT, _PENDING) if (text := self._store.meta(key)) is not None]
-
-    def put_mark(self, mark: int) -> None:
-        """Note that everything up to a version is applied."""
-        self._store.put_meta(_MARK, mark)
-
-    def put_receipt(self, receipt: str, *, pending: bool) -> None:
-        """Note what is being given to the store, and then that the store has it."""
-        self._store.put_meta(_PENDING, receipt if pending else None)
-        if not pending:
-            self._store.put_meta(_RECEIPT, receipt)
 
     # ---- changes to be sent
 
@@ -275,69 +235,7 @@ class FleetRows:
         for id_, reason in people:
             self._store.run("DELETE FROM fleet_erased WHERE id = ? AND reason = ?", (id_, reason))
             if reason == "request":
-                self.bury(id_, reason, version)
-
-    def bury(self, id_: str, reason: Reason, version: int) -> None:
-        """Note that the site has erased a person, at a version."""
-        self._store.run("DELETE FROM fleet_erased WHERE id = ?", (id_,))
-        self._store.run("INSERT OR REPLACE INTO fleet_tombstone VALUES (?, ?, ?)", (id_, reason, version))
-
-    def is_erased(self, id_: str) -> bool:
-        """Whether a person was erased, at the site, or here on request."""
-        query = (
-            "SELECT EXISTS (SELECT 1 FROM fleet_tombstone WHERE id = ?)"
-            " OR EXISTS (SELECT 1 FROM fleet_erased WHERE id = ? AND reason = 'request')"
-        )
-        return bool(self._store.value(query, (id_, id_)))
-
-    def drop_tombstones(self, horizon: int) -> None:
-        """Forget erased people up to a version: the site does not know them any more either."""
-        self._store.run("DELETE FROM fleet_tombstone WHERE version <= ?", (horizon,))
-
-    # ---- a full copy
-
-    def begin_copy(self, copy: Copy) -> None:
-        """Begin a full copy of the site."""
-        self._store.put_meta(_COPY, copy)
-        self._store.run("DELETE FROM fleet_copied")
-        self._store.run("DELETE FROM meta WHERE key = 'fleet_skipped'")
-        self.put_mark(0)
-
-    def copied(self, keys: Iterable[str]) -> None:
-        """Note ids, and origins of exemplars, that the site has, during a full copy."""
-        self._store.run_many("INSERT OR IGNORE INTO fleet_copied VALUES (?)", [(key,) for key in keys])
-
-    def end_copy(self) -> None:
-        """End a full copy."""
-        self._store.run("DELETE FROM fleet_copied")
-        self._store.put_meta(_COPY, None)
-
-    @property
-    def skipped(self) -> bool:
-        """Whether people of the site are not here for lack of space."""
-        return bool(self._store.meta("fleet_skipped"))
-
-    def skip(self) -> None:
-        """Note that people of the site are not here."""
-        self._store.put_meta("fleet_skipped", 1)
-
-    # ---- means of cameras of other devices
-
-    def put_mean(self, camera: str, epoch: int, people: float, total: NDArray[np.float64]) -> None:
-        """Store the mean of a view of another device's camera; `camera` is ``DEVICE/CAMERA``."""
-        self._store.run(
-            "INSERT OR REPLACE INTO fleet_mean VALUES (?, ?, ?, ?)",
-            (camera, epoch, float(people), total.astype("<f8").tobytes()),
-        )
-
-    def means(self, dimension: int) -> list[tuple[str, int, float, NDArray[np.float64]]]:
-        """Return camera, epoch, number of people and sum `(D,)` of the stored means."""
-        found = self._store.rows("SELECT camera, epoch, people, total FROM fleet_mean")
-        return [
-            (camera, epoch, people, np.frombuffer(total, "<f8").astype(np.float64))
-            for camera, epoch, people, total in found
-            if len(total) == 8 * dimension
-        ]
+                self._site.bury(id_, reason, version)
 
 
 def owned_by(camera: str) -> str | None:

@@ -170,10 +170,10 @@ class CameraMeans:
         for view in np.unique(of).tolist():
             self._add(view, totals[of == view].sum(axis=0), int((of == view).sum()))
 
-    def share(self, view: int, people: float, total: Sums) -> None:
-        """Let the mean of a camera of another device count: its number of people, and the sum `(D,)`."""
+    def share(self, camera: str, epoch: int, people: float, total: Sums) -> None:
+        """Let the mean of a view of another device count: its number of people, and the sum `(D,)`."""
         self._biases.clear()
-        self.shared[view] = people, total
+        self.shared[self.view(camera, epoch)] = people, total
 
     def own(self) -> list[tuple[str, int, float, Sums]]:
         """Return camera, epoch, number of people and sum `(D,)` of the views of this device.

@@ -13,8 +13,9 @@ from edge_agent.gallery.ages import Ages
 from edge_agent.gallery.apart_rows import ApartRows
 from edge_agent.gallery.crop_rows import CropRows
 from edge_agent.gallery.exemplars import Exemplars, Source
-from edge_agent.gallery.fleet_rows import FleetRows, owned_by
+from edge_agent.gallery.fleet_rows import FleetRows
 from edge_agent.gallery.means import Vectors
+from edge_agent.gallery.site_rows import SiteRows
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ class Rows:
         self.exemplars = Exemplars(store, dimension)
         self.crops = CropRows(store)
         self.apart = ApartRows(store)
-        self.fleet = FleetRows(store)
+        self.site = SiteRows(store)
+        self.fleet = FleetRows(store, self.site)
         self.fleet.follow()
 
     def identity(self, number: int) -> Identity:
@@ -307,7 +309,7 @@ class Rows:
         """Make a new identity of what one origin contributed; see `gallery.corrections`."""
         person = self.identity(number)
         theirs = (number, origin)
-        if (device := self._contributor(*theirs)) is not None:
+        if (device := self.exemplars.contributor(*theirs)) is not None:
             raise InputError(
                 f"{visible(origin)!r} was contributed by the device {device}; split it off there"
             )
@@ -342,11 +344,6 @@ class Rows:
             self.notice("named", id_, new, "operator")
         return self.identity(new)
 
-    def _contributor(self, number: int, origin: str) -> str | None:
-        """Return the device of the fleet that contributed an origin; None: this one."""
-        query = "SELECT camera FROM exemplar WHERE number = ? AND origin = ? LIMIT 1"
-        return owned_by(self.store.value(query, (number, origin)) or "")
-
     def _split_pictures(
         self, number: int, new: int, camera: str, origin: str, first: float, last: float
     ) -> None:
@@ -374,14 +371,9 @@ class Rows:
         self.exemplars.mark(number)
         self.notice("merged", person.id, number, reason, self.identity(number))
 
-    def seen(self, number: int) -> float | None:
-        """Return the instant at which a person was last seen, see `gallery.ages`; None: unknown."""
-        seen: float | None = self.store.value("SELECT seen FROM identity WHERE number = ?", (number,))
-        return seen
-
     def age_s(self, number: int) -> float | None:
         """Return the seconds since a person was last seen; None while ages are unknown."""
-        return self.ages.of(self.seen(number))
+        return self.ages.of(self.ages.stored(number))
 
     def retire(self, person: Identity, reason: str) -> Erased:
         """Delete an identity that nobody asked to forget; its pictures in crop folders stay."""

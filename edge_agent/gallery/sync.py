@@ -248,10 +248,6 @@ class SyncedFile:
             self._origins[number] = found
         return self._origins[number]
 
-    def flush(self) -> None:
-        """Wait until all changes so far would survive a power cut, without the lock of the gallery."""
-        self._rows.store.flush()
-
     def scrub(self) -> None:
         """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
         if not self._rows.store.scrub(wait=True):
@@ -342,15 +338,11 @@ class SyncedFile:
         with self.reading():
             if not self._centring:
                 self._centring = True
-                for mean in self._rows.fleet.means(self.space.dimension):
-                    self.share_mean(*mean)
+                for mean in self._rows.site.means(self.space.dimension):
+                    self.means.share(*mean)
                 self._count_votes()
             nobody = np.zeros((1, self.space.dimension), np.float32)
             self.index.search(nobody, 1)  # a first search prepares those that follow
-
-    def share_mean(self, camera: str, epoch: int, people: float, total: NDArray[np.float64]) -> None:
-        """Let the mean of a camera of another device count, from the next `recentre` on."""
-        self.means.share(self.means.view(camera, epoch), people, total)
 
     def recentre(self, *, erased: bool = False) -> None:
         """Turn the rows of the views whose offsets moved by more than they are uncertain by.
