@@ -7,7 +7,7 @@ gallery are: without the offsets of their cameras. So a score is the one that th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +19,12 @@ import structlog
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.names import is_id
 from edge_agent.fleet import records
+from edge_agent.fleet.apply import Applier
 from edge_agent.fleet.records import MOST_CANDIDATES, Answer, Vectors
 from edge_agent.fleet.store import FleetStore
-from edge_agent.gallery.cameras import Cameras
-from edge_agent.gallery.exemplars import View, checked_vectors
+from edge_agent.gallery.exemplars import View, checked_exemplars
+from edge_agent.gallery.fleet_rows import foreign_camera
+from edge_agent.gallery.means import Sums
 from edge_agent.identify.elsewhere import Candidate, Question, Reply
 from edge_agent.identify.tracks import TrackKey
 
@@ -30,25 +32,16 @@ _log = structlog.get_logger(__name__)
 
 MOST_WAITING = 32
 """Questions that wait for the store at once; a crowd of strangers is enrolled without it."""
+MOST_QUERIES = 8
+"""Views for which a question asks: see `Cameras.elsewhere`."""
 
 
 class Submit(Protocol):
-    """Runs a call of the store on the fleet's thread."""
+    """See `FleetWorker.submit`."""
 
-    def __call__(
-        self, call: Callable[[FleetStore], Coroutine[None, None, Reply]], timeout_s: float, /
-    ) -> Future[Reply] | None:
-        """Return the result to come; None while the store is not connected, or failed too often."""
-
-
-class People(Protocol):
-    """What is known here of people of the site."""
-
-    def erased(self, ids: Collection[str]) -> bool:
-        """Whether somebody with one of these ids was erased here."""
-
-    def take(self, candidate: records.Candidate) -> int | None:
-        """Put a person of the site into the gallery; None: the person was erased, or the gallery is full."""
+    def __call__(  # noqa: D102
+        self, ask: Callable[[FleetStore], Awaitable[Reply]], deadline_s: float, /
+    ) -> Future[Reply]: ...
 
 
 @dataclass(slots=True)
@@ -62,7 +55,7 @@ class AskCounts:
     late: int = 0
     """Of these, those that were enrolled since no usable answer came in time."""
     unasked: int = 0
-    """Strangers that were enrolled without a question: the store is away, or too many questions wait."""
+    """Strangers that were enrolled without a question: the store is away, or many questions wait."""
 
 
 @dataclass(slots=True)
@@ -97,67 +90,73 @@ class _Asked:
 class Asking:
     """What the store knows of strangers; see `identify.elsewhere.Elsewhere`."""
 
-    device: str
-    """Name of this device at the site."""
-    cameras: Cameras
+    applier: Applier
     """Of the gallery."""
-    people: People
     submit: Submit
     longest_s: float
     """Longest wait for an answer."""
     now: Callable[[], float] = time.monotonic
     counts: AskCounts = field(default_factory=AskCounts)
-    _waiting: list[_Asked] = field(default_factory=list)
+    _waiting: list[Future[Reply]] = field(default_factory=list)
 
     def ask(self, track: TrackKey, vector: Vectors) -> Question | None:
         """Ask the store for the person of a track with this raw evidence `(D,)`."""
-        self._waiting = [one for one in self._waiting if not one.future.done()]
-        future = None
+        self._waiting = [one for one in self._waiting if not one.done()]
         if len(self._waiting) < MOST_WAITING:
-            raw = vector[None]
-            # Another camera sees the person with another offset: that is asked, too.
-            queries = np.concatenate([raw, self.cameras.elsewhere(track[0], raw)])
-            future = self.submit(partial(self._query, queries), self.longest_s)
-        if future is None:
-            self.counts.unasked += 1
-            return None
-        self.counts.asked += 1
-        asked = _Asked(future, self.now() + self.longest_s, self.now, self.counts)
-        self._waiting.append(asked)
-        return asked
+            future = self.submit(partial(self._query, track[0], vector.copy()), self.longest_s)
+            if not (future.done() and future.exception()):  # it fails at once while the store is left alone
+                self.counts.asked += 1
+                self._waiting.append(future)
+                return _Asked(future, self.now() + self.longest_s, self.now, self.counts)
+        self.counts.unasked += 1
+        return None
 
     def take(self, track: TrackKey, candidate: Candidate) -> int | None:  # noqa: ARG002 - of the protocol
         """Put a candidate into the gallery."""
         assert isinstance(candidate.source, records.Candidate)  # of an own reply
         try:
-            number = self.people.take(candidate.source)
+            number = self.applier.take(candidate.source)
         except StorageError as problem:
             _log.warning("fleet_person_not_taken", error=str(problem))
             return None
         self.counts.known += number is not None
         return number
 
-    async def _query(self, queries: Vectors, store: FleetStore) -> Reply:
+    async def _query(self, camera: str, vector: Vectors, store: FleetStore) -> Reply:
+        # The store compares raw embeddings: another camera gave the person another offset.
+        queries = self.applier.gallery.cameras.elsewhere(camera, vector, MOST_QUERIES)
         return self._prepared(await store.ask(queries, MOST_CANDIDATES))
 
     def _prepared(self, answer: Answer) -> Reply:
         """Return an answer as it is compared here, without people who were erased here."""
         means = {
-            (self.camera_of(mean.device, mean.camera), mean.epoch): (mean.people, mean.total)
+            (self._camera(mean.device, mean.camera), mean.epoch): (mean.people, mean.total)
             for mean in answer.means
         }
-        candidates = []
-        for one in answer.candidates:
-            shared = [(part.device, each) for part in one.contributions for each in part.exemplars]
-            ids = tuple(dict.fromkeys([one.person.id, *(part.id for part in one.contributions)]))
-            if not shared or not all(map(is_id, ids)) or self.people.erased(ids):
-                continue
-            views: list[View] = [(self.camera_of(device, each.camera), each.epoch) for device, each in shared]
-            raw = checked_vectors(np.stack([each.vector for _, each in shared]), self.cameras.dimension)
-            rows = self.cameras.of_others(raw, views, means)
-            candidates.append(Candidate(ids, rows, tuple(device for device, _ in shared), one))
-        return Reply(tuple(candidates), answer.people)
+        found = [self._candidate(one, means) for one in answer.candidates if one.person.forgotten is None]
+        return Reply(tuple(one for one in found if one is not None), answer.people)
 
-    def camera_of(self, device: str, camera: str) -> str:
-        """Return what a camera of a device is called in this gallery."""
-        return camera if device == self.device else f"{device}/{camera}"
+    def _candidate(
+        self, one: records.Candidate, means: Mapping[View, tuple[float, Sums]]
+    ) -> Candidate | None:
+        """Return a person of an answer; None where the person was erased here, or is not usable."""
+        shared = [(part.device, each) for part in one.contributions for each in part.exemplars]
+        ids = tuple(dict.fromkeys([one.person.id, *(part.id for part in one.contributions)]))
+        if not shared or not all(map(is_id, ids)) or self.applier.known_as_erased(ids):
+            return None
+        views = [(self._camera(device, each.camera), each.epoch) for device, each in shared]
+        gallery = self.applier.gallery
+        try:
+            raw, _ = checked_exemplars(
+                np.stack([each.vector for _, each in shared]),
+                np.array([each.quality for _, each in shared], np.float32),
+                gallery.dimension,
+            )
+        except (ValueError, EdgeAgentError) as problem:
+            _log.warning("fleet_exemplars_refused", person=one.person.id, error=str(problem))
+            return None
+        devices = tuple(device for device, _ in shared)
+        return Candidate(ids, gallery.cameras.of_others(raw, views, means), devices, one)
+
+    def _camera(self, device: str, camera: str) -> str:
+        return camera if device == self.applier.device else foreign_camera(device, camera)

@@ -18,7 +18,6 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import PEOPLE_FOR_HALF
 from edge_agent.gallery.exemplars import View
 from edge_agent.gallery.means import (
     FEWEST_GUESTS,
@@ -45,6 +44,8 @@ _FAR = 2.5
 was moved."""
 _NEAR = 2.0
 """The same, up to which an earlier epoch fits."""
+_OTHER_VIEW = 0.01
+"""Squared distance of two offsets from which they are worth a search each."""
 
 
 class Cameras:
@@ -58,11 +59,6 @@ class Cameras:
         """Stored people without an identity, by camera."""
         self._unstored: dict[str, int] = {}
         self._mark: Any = None
-
-    @property
-    def dimension(self) -> int:
-        """Length D of an embedding."""
-        return self._file.space.dimension
 
     def start(self) -> None:
         """Compare without offsets from now on; until then exemplars are compared as they are stored."""
@@ -117,17 +113,21 @@ class Cameras:
                 offsets[view] = own.offsets[own.view(*view)]
             return centred(vectors, np.stack([offsets[view] for view in views]))
 
-    def elsewhere(self, camera: str, vectors: Vectors) -> Vectors:
-        """Return raw embeddings `(N, D)` of a camera as another one would give them, on average."""
+    def elsewhere(self, camera: str, vector: Vectors, most: int) -> Vectors:
+        """Return a raw embedding `(D,)` of a camera as other views would give it: at most `(most, D)`.
+
+        The first is the embedding itself. The views are those that differ most, of all devices.
+        """
         with self._file.reading():
-            means, view = self._file.means, self._view(camera)
-            counts = means.counts()
-            weights = counts / (counts + PEOPLE_FOR_HALF)
-            weights[view] = 0.0
-            if not weights.any():
-                return vectors
-            other = np.asarray(weights @ means.offsets / weights.sum(), np.float32)
-            return restored(centred(vectors, means.offsets[view]), other)
+            means, own = self._file.means, self._view(camera)
+            asked, given = vector[None], means.offsets[own]
+            neutral, others = centred(asked, given), means.offsets[means.counts() > 0]
+            chosen, far = [asked], _squares(others - given)
+            while len(chosen) < most and len(others) and far.max() > _OTHER_VIEW:
+                place = int(far.argmax())
+                chosen.append(restored(neutral, others[place]))
+                far = np.minimum(far, _squares(others - others[place]))
+            return np.concatenate(chosen)
 
     def bias(self, camera: str) -> Bias:
         """Return what is subtracted at a camera, for thresholds and scores of raw embeddings."""
@@ -293,6 +293,12 @@ def _distance(latest: NDArray[np.float64], people: float, total: NDArray[np.floa
         return None
     gap = latest.mean(axis=0) - total / people
     return float(gap @ gap) / (max(1 - likeness, 1e-6) * (1 / len(latest) + 1 / people))
+
+
+def _squares(rows: Vectors) -> NDArray[np.float32]:
+    """Return the squared lengths `(N,)` of vectors `(N, D)`."""
+    squares: NDArray[np.float32] = np.einsum("nd,nd->n", rows, rows)
+    return squares
 
 
 def _begin_of_change(latest: NDArray[np.float64]) -> int:
