@@ -76,13 +76,18 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
     if not lock.acquire():
         return None
     try:
-        if settings.mqtt.broker is None:  # no subscriber holds their ids from one run to the next
-            gallery.notices.drop_forgotten()
-        enabled = any(source.enabled for source in settings.sources)
-        sources = open_sources(settings.sources, state, settings=settings) if enabled else []
-        return make_erasure(settings, gallery, {}, sources).run()
+        return erasure_at_rest(settings, gallery).run()
     finally:
         lock.release()
+
+
+def erasure_at_rest(settings: Settings, gallery: Gallery) -> Erasure:
+    """Return what erases the events and pictures of erased people; the caller owns the state folder."""
+    if settings.mqtt.broker is None:  # no subscriber holds their ids from one run to the next
+        gallery.notices.drop_forgotten()
+    enabled = any(source.enabled for source in settings.sources)
+    sources = open_sources(settings.sources, settings.state_dir, settings=settings) if enabled else []
+    return make_erasure(settings, gallery, {}, sources)
 
 
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:

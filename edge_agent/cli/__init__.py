@@ -35,6 +35,7 @@ GROUPS = {
     "gallery": "Show and change the people in the gallery, also while the agent runs.",
     "engines": "List, verify and prune the engines of this device, and roll back.",
     "page": "Serve the operator's page; set passwords and make links for it.",
+    "fleet": "Share people with the other devices of the site: make the store, join, leave, look, erase.",
     "model": "Install a detector or a re-identification network on this device.",
     "config": "Check, show and describe the settings.",
 }

@@ -12,6 +12,7 @@ from typer import Option
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption
 from edge_agent.cli.checks import Finding, configuration, machine, trial
+from edge_agent.cli.checks.fleet import fleet
 from edge_agent.cli.output import console, print_json, say, working
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class _Checks:
         yield "gallery", lambda: configuration.gallery(settings, self._engine)
         yield "broker", lambda: configuration.broker(settings)
         yield "kafka", lambda: configuration.kafka(settings)
+        yield "fleet", lambda: fleet(settings, self._engine)
         if (folder := self._snapshots) is not None:
             yield "sources", lambda: list(trial.sources(settings, folder))
             yield "broker", lambda: list(trial.broker(settings))

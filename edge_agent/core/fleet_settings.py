@@ -16,7 +16,7 @@ STORE_FORM = "postgresql://ROLE@HOST:PORT/DATABASE"
 STORE_PORT = 5432
 
 _STORE = re.compile(
-    r"postgres(?:ql)?://(?P<role>[A-Za-z_][\w.-]{0,62})@(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})"
+    r"postgres(?:ql)?://(?P<role>[A-Za-z0-9_][\w.-]{0,62})@(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})"
     r"(?::(?P<port>\d{1,5}))?/(?P<database>[\w.-]{1,63})",
     re.ASCII | re.IGNORECASE,
 )

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.errors import InputError
+from edge_agent.fleet.postgres import withdrawing
 from edge_agent.fleet.postgres.connection import SCHEMA, Login, bounded, logged_in
 from edge_agent.fleet.postgres.migrations import MIGRATIONS, SCHEMA_VERSION, check_schema, schema_statements
-from edge_agent.fleet.postgres.search import SITE_FORM, index_statement
+from edge_agent.fleet.postgres.search import SITE_FORM, index_statement, literal
 from edge_agent.fleet.store import StoreRefused
 
 if TYPE_CHECKING:
@@ -107,13 +108,13 @@ async def join(login: Login, site: str, device: str, role: str, password: str | 
     await _administered(login, work)
 
 
-async def leave(login: Login, site: str, device: str) -> None:
+async def leave(login: Login, site: str, device: str, *, withdraw: bool = False) -> int:
     """Exclude a device: its role cannot log in any more, and sees nothing; what it contributed stays.
 
-    InputError: the site does not know it.
+    With `withdraw`, its exemplars are deleted; return how many. InputError: the site does not know it.
     """
 
-    async def work(connection: Connection) -> None:
+    async def work(connection: Connection) -> int:
         await _check_site(connection, login.where, site)
         role = await connection.fetchval(
             "UPDATE device SET gone = true WHERE site = $1 AND device = $2 RETURNING role", site, device
@@ -125,8 +126,33 @@ async def leave(login: Login, site: str, device: str) -> None:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role
         )
+        return await withdrawing.withdraw(connection, site, device) if withdraw else 0
 
-    await _administered(login, work)
+    return await _administered(login, work)
+
+
+def init_sql(new: NewSite) -> str:
+    """Return what `init` runs in an empty database, as SQL for psql."""
+    lines = [
+        "BEGIN;",
+        "CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;",
+        f"CREATE ROLE {GROUP} NOLOGIN;  -- unless the server has it already",
+        schema_statements("public").rstrip("\n"),
+        "INSERT INTO site (site, space, dimension, ttl_s, enrolled_ttl_s)"  # noqa: S608 - printed
+        f" VALUES ({literal(new.site)}, {_quoted(new.space)}, {new.dimension}, {_number(new.ttl_s)},"
+        f" {_number(new.enrolled_ttl_s)});",
+    ]
+    index = index_statement(new.site, new.dimension)
+    return "\n".join([*lines, *([] if index is None else [f"{index};"]), "COMMIT;"]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"
+
+
+def _number(value: float | None) -> str:
+    return "NULL" if value is None else f"{value:g}"
 
 
 async def _administered(login: Login, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.errors import InputError
 from edge_agent.fleet import rules
-from edge_agent.fleet.postgres import greeting, merging, pages, rows, search, upkeep
+from edge_agent.fleet.postgres import greeting, merging, pages, rows, search, upkeep, withdrawing
 from edge_agent.fleet.postgres.connection import CALL_S, CONNECT_S, Link, Login
 from edge_agent.fleet.records import (
     Answer,
@@ -175,6 +175,22 @@ class PostgresStore:
             return found["version"] if found["gone"] else None, devices
 
         return await self._read(work)
+
+    async def leave(self, *, withdraw: bool) -> int:
+        """Take this device out of the site; with `withdraw`, delete its exemplars and return how many.
+
+        The store refuses it afterwards, until an administrator admits it again.
+        """
+
+        async def work(connection: Connection) -> int:
+            gone = await withdrawing.withdraw(connection, self._site, self._device) if withdraw else 0
+            await connection.execute(
+                "UPDATE device SET gone = true WHERE site = $1 AND device = $2", self._site, self._device
+            )
+            return gone
+
+        self._check_greeted()
+        return await self._changes.write(work, LONG_S)
 
     async def state(self) -> SiteState:
         """Read sizes, order, and devices."""
