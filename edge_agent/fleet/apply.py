@@ -8,7 +8,7 @@ changed since it last sent it is not overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import structlog
 
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.names import LONGEST_NAME, checked_name
-from edge_agent.fleet.records import Candidate, Contribution, Page, SharedExemplar, SitePerson
+from edge_agent.fleet.records import Contribution, Page, SharedExemplar, SitePerson
 from edge_agent.gallery.erasure import erase_in
 from edge_agent.gallery.exemplars import checked_exemplars
 from edge_agent.gallery.fleet_rows import FOREIGN, foreign_camera, foreign_origin
@@ -199,38 +199,6 @@ class Applier:
         ]  # fmt: skip
         if rows.exemplars.replace_origin(number, origin, vectors, sources):
             rows.exemplars.prune(number, rows.policy.max_exemplars)
-
-    # ---- one person, outside of pages
-
-    def known_as_erased(self, ids: Collection[str]) -> bool:
-        """Whether somebody with one of these ids was erased, at the site or here on request."""
-        with self.gallery.file.reading() as rows:
-            return any(map(rows.site.is_erased, ids))
-
-    def take(self, candidate: Candidate) -> int | None:
-        """Put a person whom the store named into the gallery; return the number.
-
-        The person is seen now. A full gallery makes room as for somebody new; StorageError: it cannot.
-        None: the person was erased.
-        """
-        person, now = candidate.person, candidate.person.last_seen
-        ids = dict.fromkeys([person.id, *(part.id for part in candidate.contributions)])
-        with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
-            if any(map(rows.site.is_erased, ids)):
-                return None
-            known = [number for id_ in ids if (number := rows.number_of(id_)) is not None]
-            if not known:
-                self.gallery.retention.make_room(rows, 1)
-            number = known[0] if known else self._insert(rows, person, now)
-            if rows.number_of(person.id) is None:
-                rows.take_id(number, person.id, REASON)
-            self._update(rows, number, person, now)
-            for id_ in ids:
-                if rows.number_of(id_) is None:
-                    rows.store.run("INSERT INTO former VALUES (?, ?)", (id_, number))
-            for part in candidate.contributions:
-                self._contribution(rows, part)
-            return number
 
     # ---- the rest
 

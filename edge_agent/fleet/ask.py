@@ -7,7 +7,7 @@ gallery are: without the offsets of their cameras. So a score is the one that th
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,11 +19,11 @@ import structlog
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.names import is_id
 from edge_agent.fleet import records
-from edge_agent.fleet.apply import Applier
 from edge_agent.fleet.records import MOST_CANDIDATES, Answer, Vectors
 from edge_agent.fleet.store import FleetStore
 from edge_agent.gallery.exemplars import View, checked_exemplars
 from edge_agent.gallery.fleet_rows import foreign_camera
+from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.means import Sums
 from edge_agent.identify.elsewhere import Candidate, Question, Reply
 from edge_agent.identify.tracks import TrackKey
@@ -42,6 +42,13 @@ class Submit(Protocol):
     def __call__(  # noqa: D102
         self, ask: Callable[[FleetStore], Awaitable[Reply]], deadline_s: float, /
     ) -> Future[Reply]: ...
+
+
+class People(Protocol):
+    """See `fleet.sync.Sync`."""
+
+    def erased(self, ids: Collection[str]) -> bool: ...  # noqa: D102
+    def take(self, candidate: records.Candidate) -> int | None: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -90,8 +97,10 @@ class _Asked:
 class Asking:
     """What the store knows of strangers; see `identify.elsewhere.Elsewhere`."""
 
-    applier: Applier
-    """Of the gallery."""
+    device: str
+    """Name of this device at the site."""
+    gallery: Gallery
+    people: People
     submit: Submit
     longest_s: float
     """Longest wait for an answer."""
@@ -115,7 +124,7 @@ class Asking:
         """Put a candidate into the gallery."""
         assert isinstance(candidate.source, records.Candidate)  # of an own reply
         try:
-            number = self.applier.take(candidate.source)
+            number = self.people.take(candidate.source)
         except StorageError as problem:
             _log.warning("fleet_person_not_taken", error=str(problem))
             return None
@@ -124,7 +133,7 @@ class Asking:
 
     async def _query(self, camera: str, vector: Vectors, store: FleetStore) -> Reply:
         # The store compares raw embeddings: another camera gave the person another offset.
-        queries = self.applier.gallery.cameras.elsewhere(camera, vector, MOST_QUERIES)
+        queries = self.gallery.cameras.elsewhere(camera, vector, MOST_QUERIES)
         return self._prepared(await store.ask(queries, MOST_CANDIDATES))
 
     def _prepared(self, answer: Answer) -> Reply:
@@ -142,21 +151,20 @@ class Asking:
         """Return a person of an answer; None where the person was erased here, or is not usable."""
         shared = [(part.device, each) for part in one.contributions for each in part.exemplars]
         ids = tuple(dict.fromkeys([one.person.id, *(part.id for part in one.contributions)]))
-        if not shared or not all(map(is_id, ids)) or self.applier.known_as_erased(ids):
+        if not shared or not all(map(is_id, ids)) or self.people.erased(ids):
             return None
         views = [(self._camera(device, each.camera), each.epoch) for device, each in shared]
-        gallery = self.applier.gallery
         try:
             raw, _ = checked_exemplars(
                 np.stack([each.vector for _, each in shared]),
                 np.array([each.quality for _, each in shared], np.float32),
-                gallery.dimension,
+                self.gallery.dimension,
             )
         except (ValueError, EdgeAgentError) as problem:
             _log.warning("fleet_exemplars_refused", person=one.person.id, error=str(problem))
             return None
         devices = tuple(device for device, _ in shared)
-        return Candidate(ids, gallery.cameras.of_others(raw, views, means), devices, one)
+        return Candidate(ids, self.gallery.cameras.of_others(raw, views, means), devices, one)
 
     def _camera(self, device: str, camera: str) -> str:
-        return camera if device == self.applier.device else foreign_camera(device, camera)
+        return camera if device == self.device else foreign_camera(device, camera)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.names import new_id
 from edge_agent.core.structures import DecisionKind
 from edge_agent.fleet import records
-from edge_agent.fleet.apply import Applier
 from edge_agent.fleet.ask import MOST_WAITING, Asking
 from edge_agent.fleet.records import CameraMean, PersonChange, Push, SharedExemplar
 from edge_agent.fleet.sync import Sync
@@ -27,6 +26,29 @@ from edge_agent.identify.elsewhere import Question, Reply
 from edge_agent.identify.site import Calibrated
 from tests.fleet.memory_store import MemorySite, MemoryStore
 from tests.identify.test_identify import D, People, Scene
+
+
+@dataclass
+class Taking:
+    """Takes people of the site into a gallery."""
+
+    gallery: Gallery
+
+    def erased(self, ids: Collection[str]) -> bool:
+        with self.gallery.file.reading() as rows:
+            return any(map(rows.site.is_erased, ids))
+
+    def take(self, candidate: records.Candidate) -> int | None:
+        with self.gallery.file.changing() as rows:
+            id_ = candidate.person.id
+            number = rows.insert(
+                id=id_, name=None, kind="auto", created=0.0, last_seen=0.0, sightings=1, ttl_s=None
+            )
+            for part in candidate.contributions:
+                for one in part.exemplars:
+                    source = (one.quality, f"fleet/gate/{id_}", f"gate/{one.camera}", 0.0, one.epoch)
+                    rows.add_exemplars(number, one.vector[None], [source])
+        return number
 
 
 @dataclass
@@ -85,7 +107,7 @@ def yard(tmp_path: Path) -> Iterator[Yard]:
     ) as gallery:
         store = site.store("yard")
         with FleetWorker(Sync(gallery, store, "yard"), store, sync_s=3600) as worker:
-            asking = Asking(Applier(gallery, "yard"), worker.submit, longest_s=2.0)
+            asking = Asking("yard", gallery, Taking(gallery), worker.submit, longest_s=2.0)
             identifier = Identifier(
                 gallery, "run", IdentifySettings(), Calibrated(0.5, 1e-4), elsewhere=asking, shares=True
             )
