@@ -6,7 +6,8 @@ that holds the lease compares people whose exemplars changed with those nearest 
 - each is the best of the other: the mean of the best scores of all exemplars, both ways, without the offsets
   of cameras, as a device joins identities by itself;
 - the score is above a threshold that is stricter than that of a device, for the number of people of the site;
-- nobody else comes near who is certainly not the same person as the best one;
+- nobody else comes near who is certainly not the best one, since a device has seen both, or they are kept
+  apart;
 - no device has seen both. That device has compared them, with more evidence and a lower threshold, and holds
   them to be two people;
 - they are not kept apart, and at most one of them was enrolled or named by an operator.
@@ -26,6 +27,9 @@ from edge_agent.gallery.suggestions import both_ways
 
 STRICTER = 0.02
 """How far above the threshold of a device the score of two people must be, in cosine; see decision 074."""
+
+LEAD = 0.08
+"""Least lead over everybody else who is certainly not the best one."""
 
 SiteView = tuple[str, str, int]
 """Device, camera and epoch."""
@@ -97,12 +101,10 @@ class Judge:
 
     Attributes:
         threshold: of two people, by the views of both.
-        margin: least lead over others.
         apart: returns the ids of people who are certainly not this one.
     """
 
     threshold: Threshold
-    margin: float
     apart: Callable[[str], Collection[str]]
 
     def best(self, one: Known, others: Iterable[Known]) -> Match | None:
@@ -123,7 +125,7 @@ class Judge:
         for near, other in scored:
             # Others may be the same person once more, unless a device has seen both.
             is_rival = bool(other.devices & best.devices) or other.id in rivals
-            if other.id != best.id and is_rival and score - near < self.margin:
+            if other.id != best.id and is_rival and score - near < LEAD:
                 return None
         return Match(one, best, score)
 

@@ -137,7 +137,7 @@ class Reconciler:
             value = policy.of(0, None, bias, among=self._people).value
             return None if value is None else stricter(value)
 
-        return Judge(threshold, policy.margin, self._apart)
+        return Judge(threshold, self._apart)
 
     def _here(self, views: Iterable[SiteView]) -> list[View]:
         """Return the names of views in this gallery."""

@@ -223,11 +223,6 @@ class ThresholdPolicy:
         """Return another one, for another thread, by the scores that are stored."""
         return ThresholdPolicy(self._gallery, self._settings, self.calibrated, self.prior)
 
-    @property
-    def margin(self) -> float:
-        """Least lead of the best identity over the second."""
-        return self._settings.margin
-
     def _load(self) -> None:
         by_hand = self._gallery.facts.get(OPERATOR_FACT)
         self._by_hand = float(by_hand) if isinstance(by_hand, float) and -1 <= by_hand <= 1 else None

@@ -183,7 +183,7 @@ def test_two_whom_one_device_has_seen_are_left_to_it(site: MemorySite, device: D
 def test_a_clear_lead_over_the_second_is_enough(site: MemorySite, device: Devices) -> None:
     one, other = device("one"), device("other")
     one.enrol("p-1", face(1))
-    one.enrol("p-2", like(1, 0.9, 3))
+    one.enrol("p-2", like(1, 0.85, 3))
     other.enrol("p-3", like(1, 0.99, 4))
     one.step()
     assert frozenset({"p-1", "p-3"}) in groups(site)
