@@ -74,7 +74,12 @@ class RecordedElsewhere:
 
     def _replied(self, track: TrackKey, reply: Reply) -> None:
         people = [
-            {"id": one.ids[0], "ids": one.ids, "exemplars": [[device, ""] for device in one.devices]}
+            {
+                "id": one.ids[0],
+                "ids": one.ids,
+                "exemplars": [[device, ""] for device in one.devices],
+                "shift": one.shift,
+            }
             for one in reply.candidates
         ]
         vectors = np.concatenate([one.rows for one in reply.candidates]) if people else None

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from edge_agent.core.host import is_loopback
 from edge_agent.core.sections import Section, about
@@ -64,6 +64,30 @@ def parse_store(text: str) -> StoreAddress:
     return StoreAddress(found["role"], found["host"].strip("[]"), port, found["database"])
 
 
+_PLACE = re.compile(r"[^/\s]+/[^/\s]+")
+MOST_GIVEN = 1000
+"""Entries of `fleet.travel`."""
+
+
+class TravelSettings(Section):
+    """Walking times between two cameras of different devices, both ways."""
+
+    between: tuple[str, str] = Field(description="the two cameras, each DEVICE/CAMERA")
+    shortest_s: float = Field(description="nobody comes earlier", ge=0, le=86_400)
+    longest_s: float = Field(description="most come earlier", gt=0, le=86_400)
+
+    @model_validator(mode="after")
+    def _complete(self) -> TravelSettings:
+        for place in self.between:
+            if _PLACE.fullmatch(place) is None:
+                raise ValueError(f"{place!r} is no camera of a device: write DEVICE/CAMERA")
+        if self.between[0].split("/")[0] == self.between[1].split("/")[0]:
+            raise ValueError(f"{' and '.join(self.between)} are of one device, which knows its people itself")
+        if self.shortest_s > self.longest_s:
+            raise ValueError("shortest_s is greater than longest_s")
+        return self
+
+
 class FleetSettings(Section):
     """Identities shared with other devices of the site. See `docs/fleet.md`."""
 
@@ -79,6 +103,12 @@ class FleetSettings(Section):
         300, "longest wait for the store before a stranger is enrolled; 0: it is not asked", ge=0, le=5000
     )
     sync_s: float = about(2.0, "interval at which changes are exchanged", ge=0.1, le=3600)
+    travel: tuple[TravelSettings, ...] = about(
+        (), "walking times between cameras of two devices", max_length=MOST_GIVEN
+    )
+    learn_travel: bool = about(
+        False, "learn walking times from strangers whom another device knew, beside those of `travel`"
+    )
 
     @field_validator("store")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from edge_agent.core.names import is_id
 from edge_agent.fleet import records
 from edge_agent.fleet.records import MOST_CANDIDATES, Answer, Vectors
 from edge_agent.fleet.store import FleetStore
+from edge_agent.fleet.travel import Travel
 from edge_agent.gallery.exemplars import View, checked_exemplars
 from edge_agent.gallery.fleet_rows import foreign_camera
 from edge_agent.gallery.gallery import Gallery
@@ -104,6 +105,8 @@ class Asking:
     submit: Submit
     longest_s: float
     """Longest wait for an answer."""
+    travel: Travel | None = None
+    """Walking times between cameras."""
     now: Callable[[], float] = time.monotonic
     counts: AskCounts = field(default_factory=AskCounts)
     _waiting: list[Future[Reply]] = field(default_factory=list)
@@ -134,16 +137,28 @@ class Asking:
     async def _query(self, camera: str, vector: Vectors, store: FleetStore) -> Reply:
         # The store compares raw embeddings: another camera gave the person another offset.
         queries = self.gallery.cameras.elsewhere(camera, vector, MOST_QUERIES)
-        return self._prepared(await store.ask(queries, MOST_CANDIDATES))
+        return self._prepared(camera, await store.ask(queries, MOST_CANDIDATES))
 
-    def _prepared(self, answer: Answer) -> Reply:
+    def _prepared(self, camera: str, answer: Answer) -> Reply:
         """Return an answer as it is compared here, without people who were erased here."""
         means = {
             (self._camera(mean.device, mean.camera), mean.epoch): (mean.people, mean.total)
             for mean in answer.means
         }
         found = [self._candidate(one, means) for one in answer.candidates if one.person.forgotten is None]
-        return Reply(tuple(one for one in found if one is not None), answer.people)
+        walked = [self._walked(camera, one, answer.now) for one in found if one is not None]
+        return Reply(tuple(walked), answer.people)
+
+    def _walked(self, here: str, candidate: Candidate, now: float) -> Candidate:
+        """Return a candidate with the shift for the time since it was seen elsewhere."""
+        if self.travel is None:
+            return candidate
+        assert isinstance(candidate.source, records.Candidate)
+        person = candidate.source.person
+        walk = (person.device, person.camera, here, now - person.last_seen)
+        return replace(
+            candidate, shift=self.travel.shift(*walk), recognised=partial(self.travel.learn, *walk)
+        )
 
     def _candidate(
         self, one: records.Candidate, means: Mapping[View, tuple[float, Sums]]

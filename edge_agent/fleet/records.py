@@ -220,12 +220,13 @@ class Answer:
     """The nearest people of the site to some evidence, best first by raw cosine.
 
     `means` are those of all views in the candidates; `people` is the number of people of the site, for the
-    threshold of this search.
+    threshold of this search; `now` is the time of the store's clock.
     """
 
     candidates: tuple[Candidate, ...]
     means: tuple[CameraMean, ...]
     people: int
+    now: float
 
 
 @dataclass(frozen=True, slots=True)

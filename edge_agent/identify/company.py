@@ -22,10 +22,13 @@ class Company:
         self._shared = shared
 
     def note(self, track: Track) -> None:
-        """Note with whom a track that has ended was seen."""
+        """Note with whom a track that has ended was seen, and until when."""
         shared, number = self._shared, track.number
         threshold = shared.thresholds.in_force.value
-        if number is None or threshold is None:
+        if number is None:
+            return
+        shared.gallery.touch(number, track.last.time, sighting=False)  # others learn when and where
+        if threshold is None:
             return
         rivals = shared.tracks.records(shared.links.rivals(track.key))
         others = {one.number for one in rivals if one.ended and one.number is not None}

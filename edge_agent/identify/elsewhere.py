@@ -6,6 +6,7 @@ then the track has no identity. `fleet.ask` implements the protocols.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,12 +27,16 @@ class Candidate:
         rows: `(M, D)` exemplars, M at least 1, as compared here: without the offsets of their cameras.
         devices: who contributed each of them.
         source: what `Elsewhere.take` needs.
+        shift: what is added to the threshold for this person, by what others know besides looks.
+        recognised: is called when the person was clearly recognised by looks alone.
     """
 
     ids: tuple[str, ...]
     rows: Vector
     devices: tuple[str, ...]
     source: object
+    shift: float = 0.0
+    recognised: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.identify.elsewhere import Candidate, Elsewhere, Reply
 from edge_agent.identify.fit import Fitting, Shared
 from edge_agent.identify.settle import Settler
-from edge_agent.identify.tracks import Track
+from edge_agent.identify.tracks import CLEAR_LEAD, Track
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,9 @@ class Newcomers:
         fit = self._best(track, reply)
         if fit is None:
             return None
-        threshold = self._shared.thresholds.of(len(self._taken(track)), track.likeness, among=reply.people)
-        if threshold.value is None or fit.score < threshold.value:
+        by_looks = self._shared.thresholds.of(len(self._taken(track)), track.likeness, among=reply.people)
+        threshold = by_looks.shifted(fit.candidate.shift)
+        if by_looks.value is None or threshold.value is None or fit.score < threshold.value:
             return None
         second = max(fit.second, self._here(track, fit.number))
         settings = self._shared.settings
@@ -104,6 +105,8 @@ class Newcomers:
         number = elsewhere.take(track.key, fit.candidate)
         if number is None:
             return None
+        if fit.candidate.recognised is not None and fit.score - max(by_looks.value, second) >= CLEAR_LEAD:
+            fit.candidate.recognised()
         track.score, track.threshold = fit.score, threshold
         track.runner_up = None if second == -math.inf else second
         decision = self._settler.settle(track, number, DecisionKind.MATCHED, "re-entry")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -73,6 +73,12 @@ class Threshold:
     pair_rate: float | None = None
     search_rate: float | None = None
     stated: float | None = None
+
+    def shifted(self, shift: float) -> Threshold:
+        """Return a threshold that differs by so much; the rates stay those by looks."""
+        if not shift or self.value is None or self.stated is None:
+            return self
+        return replace(self, value=min(1.0, self.value + shift), stated=min(1.0, self.stated + shift))
 
 
 @dataclass(frozen=True, slots=True)

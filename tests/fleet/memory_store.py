@@ -289,7 +289,7 @@ class MemoryStore:
         }
         means = [one for key, (_, one) in sorted(self.site.content.means.items()) if key in views]
         await self.site.answer()
-        return Answer(tuple(found), tuple(means), len(self.site.roots()))
+        return Answer(tuple(found), tuple(means), len(self.site.roots()), self.site.now)
 
     def _nearest(self, vectors: Vectors, most: int, but: str = "") -> list[Candidate]:
         candidates = [self.site.candidate(root) for root in self.site.roots() if root.id != but]

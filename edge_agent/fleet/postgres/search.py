@@ -75,17 +75,20 @@ class Searched:
         )
 
 
-async def searched(connection: Connection, site: str, dimension: int) -> tuple[Searched, int]:
-    """Return how a site is searched, and its number of people."""
-    row = await connection.fetchrow("SELECT people, exemplars FROM site WHERE site = $1", site)
+async def searched(connection: Connection, site: str, dimension: int) -> tuple[Searched, int, float]:
+    """Return how a site is searched, its number of people, and the time of the store's clock."""
+    row = await connection.fetchrow(
+        f"SELECT people, exemplars, {rows.NOW} AS now FROM site WHERE site = $1",  # noqa: S608
+        site,
+    )
     assert row is not None
     exact = row["exemplars"] <= EXACT_UP_TO or dimension > MOST_INDEXED_NUMBERS
-    return Searched(site, dimension, exact), row["people"]
+    return Searched(site, dimension, exact), row["people"], row["now"]
 
 
 async def ask(connection: Connection, site: str, vectors: Vectors, most: int) -> Answer:
     """Return the nearest people to evidence, see `FleetStore.ask`."""
-    how, people = await searched(connection, site, vectors.shape[1])
+    how, people, now = await searched(connection, site, vectors.shape[1])
     found = await connection.fetch(
         "SELECT p.root, min(near.distance) AS distance FROM unnest($2::vector[]) AS q (vector)"  # noqa: S608
         f" CROSS JOIN LATERAL ({how.nearest()}) AS near JOIN person p ON p.site = $1 AND p.id = near.id"
@@ -98,14 +101,14 @@ async def ask(connection: Connection, site: str, vectors: Vectors, most: int) ->
     candidates = await candidates_of(connection, site, how.dimension, best)
     shown = [one for candidate in candidates.values() for one in candidate.contributions]
     means = await rows.means_of(connection, site, shown)
-    return Answer(tuple(candidates[root] for root in best), tuple(means), people)
+    return Answer(tuple(candidates[root] for root in best), tuple(means), people, now)
 
 
 async def alike(
     connection: Connection, site: str, dimension: int, after: int, most: int
 ) -> tuple[int, list[tuple[Candidate, list[Candidate]]]]:
     """Return people whose exemplars changed, with those nearest to them, see `FleetStore.alike`."""
-    how, _ = await searched(connection, site, dimension)
+    how, _, _ = await searched(connection, site, dimension)
     next_ = await connection.fetch(
         "SELECT version FROM contribution WHERE site = $1 AND version > $2 AND digest <> $4"
         " ORDER BY version LIMIT $3",

@@ -83,6 +83,7 @@ def _reply(body: Mapping[str, Any], vectors: Vectors) -> Reply:
         last = first + len(person["exemplars"])
         devices = tuple(str(device) for device, _ in person["exemplars"])
         if devices:
-            candidates.append(Candidate(tuple(person["ids"]), vectors[first:last], devices, None))
+            shift = float(person["shift"])
+            candidates.append(Candidate(tuple(person["ids"]), vectors[first:last], devices, None, shift))
         first = last
     return Reply(tuple(candidates), int(body["reply"]["people"]))
