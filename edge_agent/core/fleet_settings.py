@@ -70,7 +70,10 @@ MOST_GIVEN = 1000
 
 
 class TravelSettings(Section):
-    """Walking times between two cameras of different devices, both ways."""
+    """Walking times between two cameras of different devices, both ways.
+
+    A table `[[fleet.travel]]` for each pair.
+    """
 
     between: tuple[str, str] = Field(description="the two cameras, each DEVICE/CAMERA")
     shortest_s: float = Field(description="nobody comes earlier", ge=0, le=86_400)
