@@ -17,7 +17,7 @@ import structlog
 
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.names import LONGEST_NAME, checked_name
-from edge_agent.fleet.records import Contribution, Page, SharedExemplar, SitePerson
+from edge_agent.fleet.records import CameraMean, Contribution, Page, SharedExemplar, SitePerson
 from edge_agent.gallery.erasure import erase_in
 from edge_agent.gallery.exemplars import checked_exemplars
 from edge_agent.gallery.fleet_rows import FOREIGN, foreign_camera, foreign_origin
@@ -53,6 +53,7 @@ class Applier:
         fresh = {one.id for one in page.contributions if one.exemplars}
         roots_of = {one.id: one.root for one in page.people}
         fresh |= {roots_of.get(id_, id_) for id_ in fresh}
+        self._note_missing(page)
         # An identity takes the id of a root that is not here before the root would become another identity.
         yield from self._each(merged, self._take_root)
         yield from self._each(roots, lambda rows, one: self._root(rows, one, page, one.id in fresh))
@@ -68,6 +69,22 @@ class Applier:
             yield
 
     # ---- people
+
+    def _note_missing(self, page: Page) -> None:
+        """Note whether the page has people who were here, and of whom it does not have everything."""
+        with self.gallery.file.changing(durable=False) as rows:
+            if rows.site.copy is not None or rows.site.skipped:
+                return
+            expired = {one.id for one in page.people if _has_expired(rows, one, page.now)}
+            if any(
+                one.created <= rows.site.mark
+                and one.forgotten is None
+                and one.root not in expired
+                and rows.number_of(one.id) is None
+                and not rows.site.is_erased(one.id)
+                for one in page.people
+            ):
+                rows.site.skip()
 
     def _take_root(self, rows: Rows, person: SitePerson) -> None:
         if rows.number_of(person.root) is not None or rows.site.is_erased(person.root):
@@ -128,13 +145,10 @@ class Applier:
         A full gallery has room for people who were seen later than those that it would drop, and of whom the
         page has exemplars.
         """
-        policy, age_s = rows.policy, now - person.last_seen
-        ttl_s = person.ttl_s
-        if ttl_s is None:
-            ttl_s = policy.ttl_s if person.kind == "auto" else policy.enrolled_ttl_s
-        if ttl_s and age_s >= ttl_s:
-            return False  # it would expire at once
-        if int(rows.store.value("SELECT count(*) FROM identity")) < policy.capacity:
+        if _has_expired(rows, person, now):
+            return False
+        age_s = now - person.last_seen
+        if int(rows.store.value("SELECT count(*) FROM identity")) < rows.policy.capacity:
             return True
         rows.site.skip()
         oldest = rows.identities(
@@ -186,7 +200,7 @@ class Applier:
         if number is None or rows.site.is_erased(one.id):
             return
         own = one.device == self.device
-        if own and rows.exemplars.own(number):
+        if own and rows.exemplars.has_seen(number):
             return  # what this device sent; the gallery has more, and newer ones
         vectors, exemplars = _checked(one, self.gallery.dimension)
         time = rows.identity(number).last_seen
@@ -216,20 +230,24 @@ class Applier:
                 if first is None or second is None or first == second or (first, second) in known:
                     continue
                 rows.apart.add(first, second, pair.reason)
-            means = [one for one in page.means if one.device != self.device]
-            for mean in means:
-                camera = foreign_camera(mean.device, mean.camera)
-                total = np.asarray(mean.total, np.float64)
-                if len(total) == self.gallery.dimension:
-                    rows.site.put_mean(camera, mean.epoch, mean.people, total)
-                    self.gallery.file.means.share(camera, mean.epoch, mean.people, total)
+            for mean in page.means:
+                self._put_mean(rows, mean)
             rows.site.put_mark(page.upto)
-            if complete and rows.site.copy is not None:
+            copied = complete and rows.site.copy is not None
+            if copied:
                 rows.site.end_copy()
-        if means:
-            with self.gallery.file.reading():
+        if copied or page.means:
+            with self.gallery.file.reading() as rows:
+                self.gallery.file.means.share_all(rows.site.means(self.gallery.dimension))
                 self.gallery.file.recentre()
         yield
+
+    def _put_mean(self, rows: Rows, mean: CameraMean) -> None:
+        total = np.asarray(mean.total, np.float64)
+        if len(total) == self.gallery.dimension:
+            own = mean.device == self.device
+            camera = mean.camera if own else foreign_camera(mean.device, mean.camera)
+            rows.site.put_mean(camera, mean.epoch, mean.people, total)
 
     def _sweep(self) -> Iterator[None]:
         """Erase what the site had and does not have any more, by a full copy that is complete."""
@@ -273,6 +291,14 @@ def _free_name(rows: Rows, name: str) -> str:
         place += 1
 
 
+def _has_expired(rows: Rows, person: SitePerson, now: float) -> bool:
+    """Return whether a root would expire here at once."""
+    ttl_s = person.ttl_s
+    if ttl_s is None:
+        ttl_s = rows.policy.ttl_s if person.kind == "auto" else rows.policy.enrolled_ttl_s
+    return bool(ttl_s) and now - person.last_seen >= (ttl_s or 0.0)
+
+
 def _moment(rows: Rows, age_s: float, label: float) -> tuple[float | None, float]:
     """Return the instant of a sighting, and its label; `label` is that of the store's clock."""
     seen = rows.ages.seen(max(0.0, age_s))
@@ -284,11 +310,9 @@ def _checked(one: Contribution, dimension: int) -> tuple[Vectors, Sequence[Share
     if not one.exemplars:
         return np.zeros((0, dimension), np.float32), ()
     try:
-        vectors, _ = checked_exemplars(
-            np.stack([source.vector for source in one.exemplars]),
-            np.array([source.quality for source in one.exemplars], np.float32),
-            dimension,
-        )
+        vectors = np.stack([source.vector for source in one.exemplars])
+        # Checked, but kept as they are, not scaled again: all devices have the same.
+        checked_exemplars(vectors, np.array([source.quality for source in one.exemplars]), dimension)
     except (ValueError, EdgeAgentError) as problem:
         _log.warning("fleet_exemplars_refused", device=one.device, error=str(problem))
         return np.zeros((0, dimension), np.float32), ()

@@ -6,7 +6,7 @@ that it has them, so a kill at any time, or a store that lost the last change, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,8 +30,6 @@ STEP = 16
 """People that are read at once, so that nobody waits for the lock of the gallery for long."""
 _MEAN_GROWN = 0.1
 """Share of the people of a mean by which it changes before it is sent again."""
-
-Sums = dict[tuple[str, int], CameraMean]
 
 
 @dataclass(slots=True)
@@ -66,8 +64,6 @@ class Outbox:
     def __init__(self, gallery: Gallery, device: str) -> None:
         self._gallery = gallery
         self._device = device
-        self._means: Sums = {}
-        """Those sent last, by camera and epoch."""
 
     def read_people(self, parcel: Parcel, after: int, most: int) -> int | None:
         """Add at most `most` changed people with numbers above `after`; return the last, None: no more."""
@@ -79,17 +75,32 @@ class Outbox:
                 parcel.noted.append((change.number, change.count, seen))
         return changes[-1].number if changes else None
 
-    def read_others(self, parcel: Parcel, most: int) -> None:
-        """Add erased people, pairs of people who are two, and means that changed."""
+    def read_others(self, parcel: Parcel, most: int, *, pairs: bool) -> None:
+        """Add erased people, means that changed, and `pairs` of people who are two: all are sent before."""
         with self._gallery.file.reading() as rows:
             parcel.erased += rows.fleet.erased(most)
-            for first, second, one, other, reason in rows.fleet.apart_changes(most):
+            for first, second, one, other, reason in rows.fleet.apart_changes(most) if pairs else ():
                 parcel.numbers.append((first, second))
                 parcel.pairs.append(Apart(min(one, other), max(one, other), reason))
-            for camera, epoch, people, total in self._gallery.file.means.own():
-                mean = CameraMean(self._device, camera, epoch, people, total)
-                if _has_changed(self._means.get((camera, epoch)), mean):
-                    parcel.means.append(mean)
+            parcel.means += self._changed_means(rows)
+
+    def _changed_means(self, rows: Rows) -> list[CameraMean]:
+        """Return the means that differ from those of the site, also of views without people any more."""
+        file = self._gallery.file
+        if not file.is_centred:
+            return []
+        known = {
+            (camera, epoch): CameraMean(self._device, camera, epoch, people, total)
+            for camera, epoch, people, total in rows.site.means(self._gallery.dimension, own=True)
+        }
+        nobody = {
+            view: replace(mean, people=0.0, total=np.zeros_like(mean.total)) for view, mean in known.items()
+        }
+        present = {
+            (camera, epoch): CameraMean(self._device, camera, epoch, people, total)
+            for camera, epoch, people, total in file.means.own()
+        }
+        return [mean for view, mean in (nobody | present).items() if _has_changed(known.get(view), mean)]
 
     def confirmed(self, parcel: Parcel) -> None:
         """Remove the notes of a parcel that the store certainly has; later changes stay noted."""
@@ -98,11 +109,8 @@ class Outbox:
             rows.fleet.sent(parcel.noted)
             rows.fleet.apart_sent(parcel.numbers)
             rows.fleet.erased_sent(parcel.erased, parcel.result.version)
-        self._means |= {(mean.camera, mean.epoch): mean for mean in parcel.means}
-
-    def send_all(self) -> None:
-        """Send the means again, too: the store does not have what it had."""
-        self._means.clear()
+            for mean in parcel.means:
+                rows.site.put_mean(mean.camera, mean.epoch, mean.people, mean.total)
 
 
 def _person(rows: Rows, change: Change) -> tuple[PersonChange, float | None]:
@@ -141,6 +149,8 @@ def _exemplars(rows: Rows, number: int) -> tuple[SharedExemplar, ...]:
 def _has_changed(before: CameraMean | None, now: CameraMean) -> bool:
     if before is None or now.people < before.people:  # of an erased person nothing stays
         return True
+    if not before.people or not now.people:
+        return now.people > 0
     if now.people - before.people >= max(1.0, _MEAN_GROWN * before.people):
         return True
     moved = now.total / now.people - before.total / before.people

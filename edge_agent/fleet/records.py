@@ -109,11 +109,13 @@ class PushResult:
             result.
         forgotten: ids of people in the push who are erased at the site: the device erases them.
         renamed: names that the site gave instead, by id, since another person has the wanted one.
+        kept: ids in the push that expired on the device, but not at the site: others saw the person later.
     """
 
     version: int
     forgotten: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,8 @@ class Merging:
         for mean in push.means:
             self._set_mean(mean)
         erased = [one.id for one in push.people if self._people[one.id].forgotten is not None]
-        return PushResult(self._next_version(), tuple(erased), renamed)
+        kept = [id_ for id_, _ in push.forgotten if self._people[id_].forgotten is None]
+        return PushResult(self._next_version(), tuple(erased), renamed, tuple(kept))
 
     def join(self, pairs: Iterable[Pair]) -> None:
         """Make pairs of ids one person each, where nothing forbids it, in the order of the ids."""

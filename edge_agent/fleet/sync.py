@@ -33,6 +33,8 @@ CONFIRM_S = 60.0
 """Interval at which a device without changes shows that it is there."""
 BREATH_S = 0.001
 """Pause between two steps: a thread that waits for the lock of the gallery gets it."""
+REFILL_S = 600.0
+"""Shortest interval of full copies to get people who did not fit, or expired here and not at the site."""
 _ROOM = 0.9
 """Share of the capacity up to which people are fetched who did not fit before."""
 
@@ -77,6 +79,7 @@ class Sync:
         self._device = device
         self._confirmed: tuple[int, float] | None = None
         """Mark confirmed last, and when."""
+        self._refilled: float | None = None
 
     @property
     def mark(self) -> int:
@@ -102,12 +105,9 @@ class Sync:
             was_restored = not welcome.known and welcome.confirmed < mark
             if not welcome.known:
                 rows.fleet.note_all()
-                self._outbox.send_all()
                 site.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
             elif site.copy is None and mark < welcome.horizon:
                 site.begin_copy("erase")
-            elif site.copy is None and site.skipped and self._has_room():
-                site.begin_copy("keep")
             if not was_restored:
                 site.drop_tombstones(welcome.horizon)
             copy = site.copy
@@ -134,6 +134,8 @@ class Sync:
         await self._pull()
         while await self._push():
             pass
+        if self._refill():
+            await self._pull()
         await self._confirm()
 
     def disconnected(self) -> None:
@@ -152,6 +154,20 @@ class Sync:
                 await self._apply(page)
             if page.upto >= page.version:
                 return
+
+    def _refill(self) -> bool:
+        """Begin a full copy if people of the site are not here and there is room; return whether it began."""
+        now = time.monotonic()
+        if self._refilled is not None and now - self._refilled < REFILL_S:
+            return False
+        with self._gallery.file.reading() as rows:
+            if not rows.site.skipped or len(self._gallery) >= _ROOM * rows.policy.capacity:
+                return False
+        with self._gallery.file.changing() as rows:
+            rows.site.begin_copy("keep")
+        self._refilled = now
+        _log.info("fleet_full_copy", reason="people of the site are not here")
+        return True
 
     async def _apply(self, page: Page) -> None:
         for _ in self._applier.steps(page):
@@ -174,25 +190,27 @@ class Sync:
         while after is not None and len(parcel.people) < MOST_CHANGES:
             after = self._outbox.read_people(parcel, after, MOST_CHANGES - len(parcel.people))
             await asyncio.sleep(BREATH_S)
-        self._outbox.read_others(parcel, MOST_CHANGES)
+        self._outbox.read_others(parcel, MOST_CHANGES, pairs=after is None)
         if parcel.is_empty:
             return False
         parcel.result = await answered(self._store.push(parcel.push, self.mark))
         self._take_answer(parcel, parcel.result)
         await self._confirm(force=True)
         self._outbox.confirmed(parcel)
-        return len(parcel.people) == MOST_CHANGES or len(parcel.erased) == MOST_CHANGES
+        return MOST_CHANGES in {len(parcel.people), len(parcel.erased), len(parcel.pairs)}
 
     def _take_answer(self, parcel: Parcel, result: PushResult) -> None:
         """Erase whom the site erased, and take over the names that it gave."""
         self.version = max(self.version, result.version)
-        if not (result.forgotten or result.renamed):
+        if not (result.forgotten or result.renamed or result.kept):
             return
         counts = {person.id: noted for person, noted in zip(parcel.people, parcel.noted, strict=True)}
         with self._gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
             for id_ in result.forgotten:
                 rows.site.bury(id_, "request", result.version)
                 self._applier.erase(rows, id_)
+            for id_ in result.kept:
+                rows.site.take_back(id_)
             for id_, name in result.renamed.items():
                 number, count, _ = counts[id_]
                 change = rows.fleet.change(number)
@@ -219,7 +237,3 @@ class Sync:
         with self._gallery.file.changing(durable=False) as rows:
             rows.site.put_receipt(receipt, pending=False)
         self._confirmed = mark, now
-
-    def _has_room(self) -> bool:
-        with self._gallery.file.reading() as rows:
-            return len(self._gallery) < _ROOM * rows.policy.capacity

@@ -124,6 +124,14 @@ class Exemplars:
             (number,),
         )
 
+    def has_seen(self, number: int) -> bool:
+        """Whether there are exemplars of this device that did not come back from the site."""
+        query = (
+            f"SELECT EXISTS (SELECT 1 FROM exemplar WHERE number = ? AND NOT {FOREIGN}"  # noqa: S608
+            " AND substr(origin, 1, 6) != 'fleet/')"
+        )
+        return bool(self._store.value(query, (number,)))
+
     def contributor(self, number: int, origin: str) -> str | None:
         """Return the device of the fleet that contributed an origin; None: this one."""
         query = "SELECT camera FROM exemplar WHERE number = ? AND origin = ? LIMIT 1"

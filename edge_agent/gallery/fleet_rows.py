@@ -47,7 +47,9 @@ _TRIGGERS = {
         f"NEW.seen > (SELECT seen + {SEEN_S} FROM fleet_shared WHERE number = NEW.number)",  # noqa: S608
         _note(),
     ),
-    "fleet_former": ("INSERT ON former", "1", _note()),
+    "fleet_former": (  # the name of the one who stays prevails
+        "INSERT ON former", "1", _note("(SELECT name IS NOT NULL FROM identity WHERE number = NEW.number)")
+    ),
     "fleet_apart": (
         "INSERT ON apart", "1", "INSERT OR IGNORE INTO fleet_apart_change VALUES (NEW.first, NEW.second)"
     ),
@@ -113,7 +115,7 @@ class FleetRows:
 
     def _forget(self) -> None:
         self._site.forget()
-        for table in ("fleet_change", "fleet_apart_change", "fleet_erased", "fleet_shared"):
+        for table in ("fleet_change", "fleet_apart_change", "fleet_erased", "fleet_shared", "fleet_known"):
             self._store.run(f"DELETE FROM {table}")  # noqa: S608 - constants
         self._store.run("DELETE FROM meta WHERE key IN (?, ?)", (_MEMBER, _QUIET))
 
@@ -170,13 +172,20 @@ class FleetRows:
             " ON CONFLICT (number) DO UPDATE SET seen = max(seen, excluded.seen)",
             (seen, number),
         )
+        self._store.run(
+            "INSERT OR IGNORE INTO fleet_known SELECT id, number FROM identity WHERE number = ?"
+            " UNION ALL SELECT id, number FROM former WHERE number = ?",
+            (number, number),
+        )
 
     def gone(self) -> list[str]:
-        """Return ids of people whom the site had, and who are not in a full copy of it."""
+        """Return ids of people whom the site had, and of whom an id is not in a full copy of it.
+
+        Such an id was erased, and with it everybody who was merged with it here since.
+        """
         found = self._store.rows(
-            "SELECT id FROM identity JOIN fleet_shared USING (number) WHERE id NOT IN"
-            " (SELECT key FROM fleet_copied) AND NOT EXISTS (SELECT 1 FROM former JOIN fleet_copied"
-            " ON former.id = key WHERE former.number = identity.number) ORDER BY number"
+            "SELECT DISTINCT identity.id FROM fleet_known JOIN identity USING (number)"
+            " WHERE fleet_known.id NOT IN (SELECT key FROM fleet_copied) ORDER BY number"
         )
         return [id_ for (id_,) in found]
 
@@ -213,7 +222,11 @@ class FleetRows:
         One who expired is noted only if the site knows the person: it decides whether another device has seen
         them since. Whom a full gallery drops stays at the site.
         """
-        if self.device is None or reason not in {"request", "expired"}:
+        if self.device is None:
+            return
+        if reason == "evicted":
+            self._site.skip()
+        if reason not in {"request", "expired"}:
             return
         shared = "SELECT EXISTS (SELECT 1 FROM fleet_shared WHERE number = ?)"
         if reason == "expired" and not self._store.value(shared, (number,)):

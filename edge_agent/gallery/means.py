@@ -15,6 +15,7 @@ without a camera, such as pictures that an operator enrolled, is the view of the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,10 +171,10 @@ class CameraMeans:
         for view in np.unique(of).tolist():
             self._add(view, totals[of == view].sum(axis=0), int((of == view).sum()))
 
-    def share(self, camera: str, epoch: int, people: float, total: Sums) -> None:
-        """Let the mean of a view of another device count: its number of people, and the sum `(D,)`."""
+    def share_all(self, means: Iterable[tuple[str, int, float, Sums]]) -> None:
+        """Let the means of views of other devices count: camera, epoch, number of people, sum `(D,)`."""
         self._biases.clear()
-        self.shared[self.view(camera, epoch)] = people, total
+        self.shared = {self.view(camera, epoch): (people, total) for camera, epoch, people, total in means}
 
     def own(self) -> list[tuple[str, int, float, Sums]]:
         """Return camera, epoch, number of people and sum `(D,)` of the views of this device.

@@ -284,7 +284,7 @@ class Rows:
         self.notice("merged", absorbed.id, absorb, reason, kept)
         latest = "SELECT max(seen) FROM identity WHERE number IN (?, ?)"
         seen = self.store.value(latest, (keep, absorb))
-        for table in ("exemplar", "former", "pictures", "crop", "past_exemplar"):
+        for table in ("exemplar", "former", "pictures", "crop", "past_exemplar", "fleet_known"):
             self.store.run(f"UPDATE {table} SET number = ? WHERE number = ?", (keep, absorb))  # noqa: S608
         self.apart.merge(keep, absorb)
         self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))

@@ -85,7 +85,8 @@ class SiteRows:
         """Begin a full copy of the site."""
         self._store.put_meta(_COPY, copy)
         self._store.run("DELETE FROM fleet_copied")
-        self._store.run("DELETE FROM meta WHERE key = 'fleet_skipped'")
+        self._store.run("DELETE FROM fleet_mean")
+        self._store.run("DELETE FROM meta WHERE key = ?", (_SKIPPED,))
         self.put_mark(0)
 
     def copied(self, keys: Iterable[str]) -> None:
@@ -99,25 +100,34 @@ class SiteRows:
 
     @property
     def skipped(self) -> bool:
-        """Whether people of the site are not here for lack of space."""
+        """Whether people of the site are not here, or not with everything: they did not fit, or expired."""
         return bool(self._store.meta(_SKIPPED))
 
     def skip(self) -> None:
-        """Note that people of the site are not here."""
+        """Note that people of the site are not here, or not with everything."""
         self._store.put_meta(_SKIPPED, 1)
 
-    # ---- means of cameras of other devices
+    def take_back(self, id_: str) -> None:
+        """Note that the site did not erase a person who expired here."""
+        self._store.run("DELETE FROM fleet_tombstone WHERE id = ? AND reason = 'expired'", (id_,))
+        self.skip()
+
+    # ---- means of cameras
 
     def put_mean(self, camera: str, epoch: int, people: float, total: NDArray[np.float64]) -> None:
-        """Store the mean of a view of another device's camera; `camera` is ``DEVICE/CAMERA``."""
+        """Store the mean of a view as the site has it; `camera` is ``DEVICE/CAMERA`` for another device."""
         self._store.run(
             "INSERT OR REPLACE INTO fleet_mean VALUES (?, ?, ?, ?)",
             (camera, epoch, float(people), total.astype("<f8").tobytes()),
         )
 
-    def means(self, dimension: int) -> list[tuple[str, int, float, NDArray[np.float64]]]:
-        """Return camera, epoch, number of people and sum `(D,)` of the stored means."""
-        found = self._store.rows("SELECT camera, epoch, people, total FROM fleet_mean")
+    def means(
+        self, dimension: int, *, own: bool = False
+    ) -> list[tuple[str, int, float, NDArray[np.float64]]]:
+        """Return camera, epoch, number of people and sum `(D,)` of means of other devices, or of this one."""
+        found = self._store.rows(
+            "SELECT camera, epoch, people, total FROM fleet_mean WHERE (instr(camera, '/') = 0) = ?", (own,)
+        )
         return [
             (camera, epoch, people, np.frombuffer(total, "<f8").astype(np.float64))
             for camera, epoch, people, total in found

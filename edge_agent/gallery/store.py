@@ -162,6 +162,11 @@ CREATE TABLE IF NOT EXISTS fleet_shared (
     number INTEGER PRIMARY KEY REFERENCES identity (number) ON DELETE CASCADE,
     seen REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS fleet_known (
+    id TEXT PRIMARY KEY,
+    number INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS fleet_known_by_number ON fleet_known (number);
 CREATE TABLE IF NOT EXISTS fleet_erased (id TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fleet_tombstone (
     id TEXT PRIMARY KEY,
@@ -178,7 +183,7 @@ CREATE TABLE IF NOT EXISTS fleet_mean (
     PRIMARY KEY (camera, epoch)
 ) WITHOUT ROWID;
 """
-_LATER = {"notice": _NOTICE, "crop": _CROP, "apart": _APART, "past_exemplar": _PAST, "fleet_mean": _FLEET}
+_LATER = {"notice": _NOTICE, "crop": _CROP, "apart": _APART, "past_exemplar": _PAST, "fleet_known": _FLEET}
 """Tables that files of earlier versions lack, and these versions ignore; they delete their rows, too, with
 the identity."""
 _SITE = "INSERT OR IGNORE INTO meta VALUES ('site', lower(hex(randomblob(8))))"
@@ -210,6 +215,7 @@ _RULES = {
     " AND typeof(content) = 'integer'",
     "fleet_apart_change": "typeof(first) = 'integer' AND typeof(second) = 'integer'",
     "fleet_shared": "typeof(seen) = 'real'",
+    "fleet_known": "typeof(id) = 'text' AND typeof(number) = 'integer'",
     "fleet_erased": "typeof(id) = 'text' AND reason IN ('request', 'expired')",
     "fleet_tombstone": "typeof(id) = 'text' AND reason IN ('request', 'expired')"
     " AND typeof(version) = 'integer'",

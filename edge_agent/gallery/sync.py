@@ -338,11 +338,15 @@ class SyncedFile:
         with self.reading():
             if not self._centring:
                 self._centring = True
-                for mean in self._rows.site.means(self.space.dimension):
-                    self.means.share(*mean)
+                self.means.share_all(self._rows.site.means(self.space.dimension))
                 self._count_votes()
             nobody = np.zeros((1, self.space.dimension), np.float32)
             self.index.search(nobody, 1)  # a first search prepares those that follow
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether the votes of cameras are counted."""
+        return self._centring
 
     def recentre(self, *, erased: bool = False) -> None:
         """Turn the rows of the views whose offsets moved by more than they are uncertain by.
