@@ -91,6 +91,8 @@ class SyncedFile:
         """Changes when another process replaces `CAMERAS_FACT`."""
         self.apart_mark: Any = None
         """Changes when another process changes the pairs of `gallery.corrections`."""
+        self.is_centred = False
+        """Whether the votes for the means of cameras are counted, see `centre`."""
         self._path = path
         self._key = key
         self._clock = clock
@@ -106,7 +108,6 @@ class SyncedFile:
         self._stored_count: int | None = None
         self._data_version = -1
         self._exclusive = 0
-        self._centring = False
 
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
@@ -131,7 +132,7 @@ class SyncedFile:
                 self._open_rows = None
             self.index = ExemplarIndex(self.space.dimension)
             self.means = CameraMeans(self.space.dimension)
-            self._centring = False
+            self.is_centred = False
             self.revisions = {}
             self._data_version = -1
 
@@ -295,7 +296,7 @@ class SyncedFile:
         owners, each = np.array(counts, np.int64).reshape(-1, 2).T
         self._forget_marks()
         self.index.load(owners, each, self._batches(rows))
-        if self._centring:
+        if self.is_centred:
             self._count_votes()
 
     def _reload(self, number: int) -> None:
@@ -303,10 +304,10 @@ class SyncedFile:
         revision = rows.store.value("SELECT revision FROM identity WHERE number = ?", (number,))
         vectors, keys = rows.exemplars.of(number)
         views = self._views(keys)
-        if self._centring:
+        if self.is_centred:
             self._vote(number, -1)
         self.index.put(number, centred(vectors, self.means.offsets[views]) if len(keys) else vectors, views)
-        if self._centring:
+        if self.is_centred:
             self._vote(number, 1)
         if revision is None:
             self.revisions.pop(number, None)
@@ -336,24 +337,19 @@ class SyncedFile:
     def centre(self) -> None:
         """Centre the rows of the index from now on."""
         with self.reading():
-            if not self._centring:
-                self._centring = True
+            if not self.is_centred:
+                self.is_centred = True
                 self.means.share_all(self._rows.site.means(self.space.dimension))
                 self._count_votes()
             nobody = np.zeros((1, self.space.dimension), np.float32)
             self.index.search(nobody, 1)  # a first search prepares those that follow
-
-    @property
-    def is_centred(self) -> bool:
-        """Whether the votes of cameras are counted."""
-        return self._centring
 
     def recentre(self, *, erased: bool = False) -> None:
         """Turn the rows of the views whose offsets moved by more than they are uncertain by.
 
         With `erased`, also by less where one person is a great part of the mean.
         """
-        if not self._centring:
+        if not self.is_centred:
             return
         wanted, present = self.means.wanted(), self.means.offsets
         few = self.means.counts() < _FEW_PEOPLE
