@@ -76,6 +76,12 @@ class AlertKind(str, Enum):
         " `reason`, `pending`",
         "`active: false`",
     )
+    FLEET_CONFLICT = (
+        "fleet_conflict",
+        "two people of the site are probably one person but have two names, so that nothing joins them: merge"
+        " them, or reject the pair ([fleet](fleet.md#conflicts)); `details`: `one_id`, `other_id`",
+        "`active: false`: an operator has decided",
+    )
     CLIENT_ID_CONFLICT = (
         "client_id_conflict",
         "another client has the id of this agent; each leaves the broker to the other for some minutes;"
