@@ -25,6 +25,7 @@ from edge_agent.agent.page_service import PageOperations, PageService
 from edge_agent.agent.page_thresholds import ThresholdOperations
 from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
+from edge_agent.agent.recorded_replies import RecordedElsewhere
 from edge_agent.agent.recording import RecordedCrops, RecordedIdentifier, open_recorder
 from edge_agent.agent.shadow import Shadow, open_shadow
 from edge_agent.agent.sources import SourceReaders
@@ -64,15 +65,16 @@ from edge_agent.source.opening import open_sources
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_agent.agent.fleet_link import Fleet
     from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.config import Settings, SourceSettings
-    from edge_agent.core.fleet_state import FleetMember
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.selection import CropSelector
     from edge_agent.engine.base import Engine
+    from edge_agent.fleet.store import FleetStore
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.health.supervisor import Supervisor
     from edge_agent.record.recorder import Recorder
@@ -91,6 +93,8 @@ class Supply:
     """None: the detection of the settings."""
     detection_beside: Callable[[Engine], Detection] | None = None
     """Makes the detection on the device of the ReID network's engine, instead."""
+    store: FleetStore | None = None
+    """Replaces the store of the fleet; None: that of the settings."""
 
 
 @dataclass(slots=True)
@@ -118,7 +122,7 @@ class Stages:
     shadow: Shadow | None
     stale_calibration: Calibration | None
     """The active calibration where it is of another network, else None."""
-    fleet: FleetMember | None = None
+    fleet: Fleet | None = None
     """None: this device shares nothing."""
 
 
@@ -168,7 +172,8 @@ class StageOpener:
         telemetry = stack.enter_context(Telemetry(settings.telemetry, state))
         reading = telemetry.read()
         self._laps.lap("sensors")
-        identifier = self._identifier(gallery, embedder, calibration, prior, clock)
+        fleet = self._fleet(gallery, clock)
+        identifier = self._identifier(gallery, embedder, calibration, prior, clock, fleet)
         info = info_data(
             settings, embedder.info, detection.name, self._cameras(by_camera), reading, calibration
         )
@@ -190,9 +195,11 @@ class StageOpener:
             selector=self._selector(embedder, identifier, detection),
             health=HealthState(publisher, self.supervisor.set_status_line),
             recorder=self._recorder, shadow=self._shadow,
-            stale_calibration=active if calibration is None else None,
+            stale_calibration=active if calibration is None else None, fleet=fleet,
         )  # fmt: skip
         self._announce(stages, info, reading, live)
+        if fleet is not None:
+            stack.enter_context(fleet.connect(erasure, people.run, self.tasks))
         return stages
 
     def _serve_page(self, stages: Stages, info: InfoData, live: LiveView) -> None:
@@ -268,21 +275,29 @@ class StageOpener:
         calibration: Calibration | None,
         prior: NetworkPrior | None,
         clock: Clock,
+        fleet: Fleet | None,
     ) -> Identifier:
         scores = None if prior is None else prior.scores
         threshold = calibrated_threshold(calibration)
-        kind = RecordedIdentifier if self.settings.record.enabled else Identifier
-        identifier = kind(
-            gallery, self.session, self.settings.identify, threshold, scores,
-            shares=self.settings.fleet.enabled,
-        )  # fmt: skip
-        if not isinstance(identifier, RecordedIdentifier):
-            return identifier
+        asking = None if fleet is None else fleet.asking
+        common = gallery, self.session, self.settings.identify, threshold, scores
+        if not self.settings.record.enabled:
+            return Identifier(*common, asking, shares=fleet is not None)
+        asked = None if asking is None else RecordedElsewhere(asking, gallery)
+        identifier = RecordedIdentifier(*common, asked, shares=fleet is not None)
+        identifier.elsewhere = asked
         self._recorder = open_recorder(
             self.settings, gallery, identifier, embedder.info, scores, threshold, clock, self.session,
             self.stack,
         )  # fmt: skip
         return identifier
+
+    def _fleet(self, gallery: Gallery, clock: Clock) -> Fleet | None:
+        if not self.settings.fleet.enabled:
+            return None
+        from edge_agent.agent.fleet_link import Fleet  # loads asyncio
+
+        return Fleet.of(self.settings, gallery, clock, None if self.supply is None else self.supply.store)
 
     def _selector(self, embedder: Embedder, identifier: Identifier, detection: Detection) -> CropSelector:
         return make_crop_selector(

@@ -9,7 +9,7 @@ changed since it last sent it is not overwritten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import structlog
 
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.names import LONGEST_NAME, checked_name
-from edge_agent.fleet.records import CameraMean, Contribution, Page, SharedExemplar, SitePerson
+from edge_agent.fleet.records import CameraMean, Candidate, Contribution, Page, SharedExemplar, SitePerson
 from edge_agent.gallery.erasure import erase_in
 from edge_agent.gallery.exemplars import checked_exemplars
 from edge_agent.gallery.fleet_rows import FOREIGN, foreign_camera, foreign_origin
@@ -54,6 +54,7 @@ class Applier:
         roots_of = {one.id: one.root for one in page.people}
         fresh |= {roots_of.get(id_, id_) for id_ in fresh}
         self._note_missing(page)
+        yield from self._means(page.means)
         # An identity takes the id of a root that is not here before the root would become another identity.
         yield from self._each(merged, self._take_root)
         yield from self._each(roots, lambda rows, one: self._root(rows, one, page, one.id in fresh))
@@ -214,7 +215,49 @@ class Applier:
         if rows.exemplars.replace_origin(number, origin, vectors, sources):
             rows.exemplars.prune(number, rows.policy.max_exemplars)
 
+    # ---- one person, outside of pages
+
+    def take(self, candidate: Candidate) -> int | None:
+        """Put a person whom the store named, and who is seen here now, into the gallery; return the number.
+
+        None: the person was erased, or the gallery is full of people who may not be dropped. Any thread may
+        call it.
+        """
+        person, now = candidate.person, candidate.person.last_seen
+        ids = {one.id for one in candidate.contributions}
+        merged = [replace(person, id=id_) for id_ in sorted(ids - {person.id})]
+        with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
+            if any(map(rows.site.is_erased, {person.id, *ids})):
+                return None
+            for one in merged:
+                self._take_root(rows, one)
+            number = rows.number_of(person.id)
+            if number is None:
+                if not self._fits(rows, person, now, fresh=True):
+                    return None
+                number = self._insert(rows, person, now)
+            for one in merged:
+                self._merge(rows, one)
+            self._update(rows, number, person, now)
+            for contribution in candidate.contributions:
+                self._contribution(rows, contribution)
+            return number
+
     # ---- the rest
+
+    def _means(self, means: Sequence[CameraMean]) -> Iterator[None]:
+        """Take over the means of cameras, before what these see."""
+        if not means:
+            return
+        with self.gallery.file.changing(durable=False) as rows:
+            for mean in means:
+                self._put_mean(rows, mean)
+            self._share_means(rows)
+        yield
+
+    def _share_means(self, rows: Rows) -> None:
+        self.gallery.file.means.share_all(rows.site.means(self.gallery.dimension))
+        self.gallery.file.recentre()
 
     def _finish(self, page: Page) -> Iterator[None]:
         complete = page.upto >= page.version
@@ -230,21 +273,18 @@ class Applier:
                 if first is None or second is None or first == second or (first, second) in known:
                     continue
                 rows.apart.add(first, second, pair.reason)
-            for mean in page.means:
-                self._put_mean(rows, mean)
             rows.site.put_mark(page.upto)
             copied = complete and rows.site.copy is not None
             if copied:
                 rows.site.end_copy()
-        if copied or page.means:
+        if copied:
             with self.gallery.file.reading() as rows:
-                self.gallery.file.means.share_all(rows.site.means(self.gallery.dimension))
-                self.gallery.file.recentre()
+                self._share_means(rows)
         yield
 
     def _put_mean(self, rows: Rows, mean: CameraMean) -> None:
         total = np.asarray(mean.total, np.float64)
-        if len(total) == self.gallery.dimension:
+        if len(total) == self.gallery.dimension and np.isfinite(total).all() and mean.people >= 0:
             own = mean.device == self.device
             camera = mean.camera if own else foreign_camera(mean.device, mean.camera)
             rows.site.put_mean(camera, mean.epoch, mean.people, total)

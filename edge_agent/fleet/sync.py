@@ -7,16 +7,18 @@ device pulls before it pushes, so that what was erased meanwhile does not come b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 
 import structlog
 
+from edge_agent.core.errors import StorageError
 from edge_agent.fleet.apply import Applier, set_name
 from edge_agent.fleet.outbox import Outbox, Parcel
-from edge_agent.fleet.records import MOST_CHANGES, Page, PushResult, Welcome
+from edge_agent.fleet.records import MOST_CHANGES, Candidate, Page, PushResult, Welcome
 from edge_agent.fleet.store import FleetStore, StaleMark, StoreDown
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.rows import EVENTS_FACT, Erased
@@ -51,8 +53,7 @@ class Sync:
     """One device's exchange with a site; not safe for use by two tasks.
 
     `gallery` is open, and `device` is the name of this device at the site. `erase` deletes the events and
-    pictures of erased people (`gallery.erasure.Erasure.run`); the device confirms after that. `changed` is
-    called when people of the gallery have changed, `erased` for each who was erased.
+    pictures of erased people (`gallery.erasure.Erasure.run`); the device confirms after that.
     """
 
     def __init__(
@@ -62,8 +63,6 @@ class Sync:
         device: str,
         *,
         erase: Callable[[], object] | None = None,
-        changed: Callable[[], object] = lambda: None,
-        erased: Callable[[Erased], object] = lambda _: None,
     ) -> None:
         self.welcome: Welcome | None = None
         """Answer of the store to the latest `connect`."""
@@ -71,12 +70,22 @@ class Sync:
         """Of the site, as far as known."""
         self._gallery = gallery
         self._store = store
-        self._erase = erase
-        self._changed = changed
-        self._erased = erased
+        self.erase = erase
+        self.changed: Callable[[], object] = lambda: None
+        """Called when people of the gallery have changed."""
+        self.erased_one: Callable[[Erased], object] = lambda _: None
+        """Called for each person who was erased by the site."""
         self._outbox = Outbox(gallery, device)
         self._applier = Applier(gallery, device)
         self._device = device
+        self.sent = 0
+        """People in changes sent since the start."""
+        self.received = 0
+        """People in pages applied since the start."""
+        self.waiting = 0
+        """Changes that the site does not have, as of the latest `step`."""
+        self.applied: int | None = None
+        """`mark` as of the latest page; None: before the first exchange."""
         self._confirmed: tuple[int, float] | None = None
         """Mark confirmed last, and when."""
         self._refilled: float | None = None
@@ -87,10 +96,19 @@ class Sync:
         with self._gallery.file.reading() as rows:
             return rows.site.mark
 
-    def counts(self) -> tuple[int, int, bool]:
-        """Return changes that the site does not have yet, `mark`, and whether people of it did not fit."""
+    def pending(self) -> int:
+        """Return the number of changes that the site does not have yet."""
         with self._gallery.file.reading() as rows:
-            return rows.fleet.waiting(), rows.site.mark, rows.site.skipped
+            return rows.fleet.waiting()
+
+    def erased(self, ids: Collection[str]) -> bool:
+        """Whether somebody with one of these ids was erased, at the site, or here on request."""
+        with self._gallery.file.reading() as rows:
+            return any(map(rows.site.is_erased, ids))
+
+    def take(self, candidate: Candidate) -> int | None:
+        """Put a person whom the store named into the gallery, see `Applier.take`; from any thread."""
+        return self._applier.take(candidate)
 
     async def connect(self) -> Welcome:
         """Greet the store, and find out whether a full copy is needed; errors as of `FleetStore.hello`."""
@@ -137,10 +155,13 @@ class Sync:
         if self._refill():
             await self._pull()
         await self._confirm()
+        self.waiting = self.pending()
 
     def disconnected(self) -> None:
         """Greet the store again at the next step."""
         self.welcome = None
+        with contextlib.suppress(StorageError):
+            self.waiting = self.pending()
 
     # ---- from the site
 
@@ -152,6 +173,7 @@ class Sync:
             self.version = page.version
             if page.upto > mark or full:
                 await self._apply(page)
+            self.applied = page.upto
             if page.upto >= page.version:
                 return
 
@@ -173,13 +195,14 @@ class Sync:
         for _ in self._applier.steps(page):
             self._report()
             await asyncio.sleep(BREATH_S)
+        self.received += len(page.people)
         if page.people:
-            self._changed()
+            self.changed()
 
     def _report(self) -> None:
         gone, self._applier.erased = self._applier.erased, []
         for one in gone:
-            self._erased(one)
+            self.erased_one(one)
 
     # ---- to the site
 
@@ -197,11 +220,11 @@ class Sync:
         self._take_answer(parcel, parcel.result)
         await self._confirm(force=True)
         self._outbox.confirmed(parcel)
+        self.sent += len(parcel.people)
         return MOST_CHANGES in {len(parcel.people), len(parcel.erased), len(parcel.pairs)}
 
     def _take_answer(self, parcel: Parcel, result: PushResult) -> None:
         """Erase whom the site erased, and take over the names that it gave."""
-        self.version = max(self.version, result.version)
         if not (result.forgotten or result.renamed or result.kept):
             return
         counts = {person.id: noted for person, noted in zip(parcel.people, parcel.noted, strict=True)}
@@ -217,7 +240,7 @@ class Sync:
                 if change is not None and change.count == count:
                     set_name(rows, number, name)
         self._report()
-        self._changed()
+        self.changed()
 
     async def _confirm(self, *, force: bool = False) -> None:
         """Let the store know what is applied here, and erased: a receipt finds out who was restored."""
@@ -226,8 +249,9 @@ class Sync:
             before, at = self._confirmed
             if before == mark and now - at < CONFIRM_S:
                 return
-        if self._erase is not None and self._gallery.facts.get(EVENTS_FACT):
-            self._erase()
+        if self.erase is not None and self._gallery.facts.get(EVENTS_FACT):
+            self.erase()
+            self.changed()
         receipt = secrets.token_hex(16)
         with self._gallery.file.changing(durable=False) as rows:
             rows.site.put_receipt(receipt, pending=True)

@@ -15,11 +15,12 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, StorageError
+from edge_agent.core.fleet_state import FleetLink
 from edge_agent.fleet.store import FleetStore, StoreDown, StoreRefused
 from edge_agent.fleet.sync import Sync, answered
 
@@ -36,60 +37,22 @@ STOP_S = 0.8
 LEASE, LEASE_S = "reconcile", 60.0
 """The right to do the tasks of the whole site, and how long it lasts."""
 
-Condition = Literal["starting", "online", "down", "refused", "stopped"]
-
 
 @dataclass(slots=True)
-class LeaseTask:
-    """Something that one device does for the whole site: whoever has the lease.
+class Task:
+    """Something that is done again and again beside the exchange.
 
     Attributes:
-        every_s: interval.
         run: is awaited in the loop of the worker; an error of the store ends it as any other call.
+        every_s: interval.
+        leads: it is done for the whole site, by one device: whoever has the lease.
     """
 
-    name: str
-    every_s: float
     run: Callable[[FleetStore], Awaitable[None]]
+    every_s: float
+    leads: bool = True
     due: float = 0.0
     """When it runs next, `time.monotonic`."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """How the exchange is going.
-
-    Attributes:
-        condition: `down`: the store does not answer; `refused`: see `problem`.
-        problem: the latest error; "" while it works.
-        mark, version: up to which the site is applied here, and that of the site as far as known.
-        pending: changes of this device that the site does not have.
-        synced_s: since everything was exchanged last; None: not in this run.
-        failed_s: since the first of the failures in a row; None: none.
-        retry_s: until the next attempt, while `down` or `refused`.
-        people: of the site, as of the latest connection.
-        clock_offset_s: how far the clock of the store was ahead of the label of this device; None: unknown.
-        skipped: whether people of the site are not here for lack of space.
-        leads: whether this device has the lease.
-    """
-
-    condition: Condition
-    problem: str
-    mark: int
-    version: int
-    pending: int
-    synced_s: float | None
-    failed_s: float | None
-    retry_s: float | None
-    people: int | None
-    clock_offset_s: float | None
-    skipped: bool
-    leads: bool
-
-    @property
-    def lag(self) -> int:
-        """Versions of the site that are not applied here."""
-        return max(0, self.version - self.mark)
 
 
 @dataclass(slots=True)
@@ -128,21 +91,22 @@ class FleetWorker:
     """Interval of exchanges."""
     label: Callable[[], float] = time.time
     """The present time as this device knows it."""
-    tasks: list[LeaseTask] = field(default_factory=list)
-    """Of the lease holder; add to it before `__enter__`."""
+    tasks: list[Task] = field(default_factory=list)
+    """Add to it before `__enter__`."""
+    link: FleetLink = "connecting"
+    problem: str = ""
+    """The latest error; "" while it works."""
+    exchanged: float | None = None
+    """Label of the latest complete exchange."""
+    clock_offset_s: float | None = None
+    """How far the clock of the store was ahead of the label when the connection was made."""
+    leads: bool = False
+    """Whether this device has the lease."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _thread: threading.Thread | None = None
     _main: asyncio.Task[None] | None = None
     _wake: asyncio.Event | None = None
     _breaker: _Breaker = field(default_factory=_Breaker)
-    _condition: Condition = "starting"
-    _problem: str = ""
-    _synced: float | None = None
-    _offset_s: float | None = None
-    _leads: bool = False
-    _pending: int = 0
-    _mark: int = 0
-    _skipped: bool = False
 
     def __enter__(self) -> FleetWorker:
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
@@ -151,52 +115,42 @@ class FleetWorker:
 
     def __exit__(self, *_: object) -> None:
         """Stop within a second, whatever the store does."""
-        self._condition = "stopped"
+        self.link = "stopped"
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._cancel)
         if self._thread is not None:
             self._thread.join(STOP_S)
 
-    def submit(self, ask: Callable[[FleetStore], Awaitable[T]], deadline_s: float) -> Future[T]:
-        """Ask the store something, from any thread: `ask` is called and awaited in the loop of the worker.
+    def submit(self, call: Callable[[FleetStore], Awaitable[T]], deadline_s: float, /) -> Future[T]:
+        """Ask the store something, from any thread: `call` runs in the loop of the worker.
 
-        The future ends within about `deadline_s`: with the answer, or StoreDown when there is none in time;
-        at once with StoreDown while the store is left alone, or is not connected yet. Questions run beside
-        the exchange and beside each other.
+        The future ends within about `deadline_s`: with the answer, or an error; at once with StoreDown while
+        the store is not connected, or is left alone. Questions run beside the exchange and beside each other.
         """
+        if self.link == "connected":
+            question = self._answer(call, deadline_s)
+            try:
+                return asyncio.run_coroutine_threadsafe(question, self._loop)
+            except RuntimeError:  # the loop was closed
+                question.close()
         refused: Future[T] = Future()
-        if self._condition != "online":
-            refused.set_exception(StoreDown(self._problem or "the fleet is not connected"))
-            return refused
-        try:
-            return asyncio.run_coroutine_threadsafe(answered(ask(self.store), deadline_s), self._loop)
-        except RuntimeError:  # the loop was closed
-            refused.set_exception(StoreDown("the fleet is stopping"))
-            return refused
+        refused.set_exception(StoreDown(self.problem or "the store of the fleet is not connected"))
+        return refused
+
+    async def _answer(self, call: Callable[[FleetStore], Awaitable[T]], deadline_s: float) -> T:
+        return await answered(call(self.store), deadline_s)
 
     def sync_now(self) -> None:
         """Exchange changes without waiting for the interval, or for the end of the wait after a failure."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._set_wake)
 
-    def state(self) -> WorkerState:
-        """Return how it goes, without waiting for anything."""
-        now, welcome = time.monotonic(), self.sync.welcome
-        down = self._condition in {"down", "refused"}
-        return WorkerState(
-            condition=self._condition,
-            problem=self._problem,
-            mark=self._mark,
-            version=max(self.sync.version, self._mark),
-            pending=self._pending,
-            synced_s=None if self._synced is None else now - self._synced,
-            failed_s=None if self._breaker.since is None else now - self._breaker.since,
-            retry_s=max(0.0, self._breaker.until - now) if down else None,
-            people=None if welcome is None else welcome.people,
-            clock_offset_s=self._offset_s,
-            skipped=self._skipped,
-            leads=self._leads,
-        )
+    @property
+    def retry_s(self) -> float | None:
+        """Seconds until the next attempt; None while connected."""
+        if self.link not in ("waiting", "refused"):
+            return None
+        return max(0.0, self._breaker.until - time.monotonic())
 
     # ---- in the thread
 
@@ -222,68 +176,63 @@ class FleetWorker:
         self._wake = asyncio.Event()
         while True:
             self._wake.clear()
-            wait_s = self.sync_s
-            try:
-                await self._exchange()
-            except StoreRefused as error:
-                wait_s = self._failed(error, "refused")
-            except StoreDown as error:
-                wait_s = self._failed(error, "down")
-            except StorageError as error:  # of the gallery, e.g. a full disk
-                self._problem = str(error)
-                _log.warning("fleet_gallery_failed", error=str(error))
-                wait_s = LONGEST_WAIT_S
-            except EdgeAgentError as error:
-                wait_s = self._failed(error, "down")
-            except Exception as error:  # noqa: BLE001  a fault here must not end the exchange for ever
-                _log.exception("fleet_failed")
-                wait_s = self._failed(StoreDown(f"{type(error).__name__}: see the log"), "down")
+            wait_s = await self._once()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    async def _once(self) -> float:
+        """Exchange changes and do tasks; return how long to wait."""
+        try:
+            await self._exchange()
+        except StoreRefused as error:
+            return self._failed(error, "refused")
+        except StorageError as error:  # of the gallery, e.g. a full disk
+            if not self.problem:
+                _log.warning("fleet_waits", error=str(error))
+            self.problem = str(error)
+            return LONGEST_WAIT_S
+        except EdgeAgentError as error:
+            return self._failed(error, "waiting")
+        except Exception as error:  # noqa: BLE001  a fault must not end the exchange for ever
+            _log.exception("fleet_failed")
+            return self._failed(StoreDown(f"{type(error).__name__}, see the log"), "waiting")
+        return self.sync_s
 
     async def _exchange(self) -> None:
         if self.sync.welcome is None:
             welcome = await self.sync.connect()
-            self._offset_s = welcome.now - self.label()
-            self._online()
+            self.clock_offset_s = welcome.now - self.label()
+            self._connected()
         await self.sync.step()
-        self._synced = time.monotonic()
-        self._note()
-        await self._lead()
+        self.exchanged, self.problem = self.label(), ""
+        await self._do_tasks()
 
-    def _online(self) -> None:
-        if self._condition == "stopped":
-            return
+    def _connected(self) -> None:
         if self._breaker.is_open:
             _log.info("fleet_connected")
         self._breaker.succeeded()
-        self._condition, self._problem = "online", ""
+        self._set_link("connected")
+        self.problem = ""
 
-    def _note(self) -> None:
-        """Read what `state` returns, so that nobody else has to wait for the lock of the gallery."""
-        self._pending, self._mark, self._skipped = self.sync.counts()
+    def _set_link(self, link: FleetLink) -> None:
+        if self.link != "stopped":
+            self.link = link
 
-    def _failed(self, error: EdgeAgentError, condition: Condition) -> float:
+    def _failed(self, error: EdgeAgentError, link: FleetLink) -> float:
         first = not self._breaker.is_open
-        wait_s = self._breaker.failed(refused=condition == "refused")
-        (_log.warning if first else _log.debug)("fleet_" + condition, error=str(error), retry_s=round(wait_s))
-        if self._condition != "stopped":
-            self._condition = condition
-        self._problem, self._leads = str(error), False
+        wait_s = self._breaker.failed(refused=link == "refused")
+        (_log.warning if first else _log.debug)("fleet_" + link, error=str(error), retry_s=round(wait_s))
+        self._set_link(link)
+        self.problem, self.leads = str(error), False
         self.sync.disconnected()
-        with contextlib.suppress(StorageError):
-            self._note()
         return wait_s
 
-    async def _lead(self) -> None:
-        """Do the tasks of the site that are due, if this device has the lease."""
-        now = time.monotonic()
-        due = [task for task in self.tasks if task.due <= now]
-        if not due:
-            return
-        self._leads = await answered(self.store.lease(LEASE, LEASE_S))
+    async def _do_tasks(self) -> None:
+        due = [task for task in self.tasks if task.due <= time.monotonic()]
+        if any(task.leads for task in due):
+            self.leads = await answered(self.store.lease(LEASE, LEASE_S))
         for task in due:
-            if self._leads:
+            if self.leads or not task.leads:
                 await task.run(self.store)
             task.due = time.monotonic() + task.every_s
 

@@ -579,8 +579,8 @@ class History:
                 except StoreDown:  # the store was restored: all connections have ended
                     device.exchange()
                 self.hear()
-            counts = [device.sync.counts() for device in self.devices]
-            if all(pending == 0 and mark == self.site.content.version for pending, mark, _ in counts):
+            counts = [(device.sync.pending(), device.sync.mark) for device in self.devices]
+            if all(pending == 0 and mark == self.site.content.version for pending, mark in counts):
                 break
         else:
             raise AssertionError(

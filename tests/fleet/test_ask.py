@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,29 +29,6 @@ from tests.identify.test_identify import D, People, Scene
 
 
 @dataclass
-class Taking:
-    """Takes people of the site into a gallery."""
-
-    gallery: Gallery
-
-    def erased(self, ids: Collection[str]) -> bool:
-        with self.gallery.file.reading() as rows:
-            return any(map(rows.site.is_erased, ids))
-
-    def take(self, candidate: records.Candidate) -> int | None:
-        with self.gallery.file.changing() as rows:
-            id_ = candidate.person.id
-            number = rows.insert(
-                id=id_, name=None, kind="auto", created=0.0, last_seen=0.0, sightings=1, ttl_s=None
-            )
-            for part in candidate.contributions:
-                for one in part.exemplars:
-                    source = (one.quality, f"fleet/gate/{id_}", f"gate/{one.camera}", 0.0, one.epoch)
-                    rows.add_exemplars(number, one.vector[None], [source])
-        return number
-
-
-@dataclass
 class Yard:
     """A device that asks, and what it asks."""
 
@@ -61,9 +38,9 @@ class Yard:
     asking: Asking
     scene: Scene
 
-    def wait_for(self, condition: str) -> None:
+    def wait_for(self, link: str) -> None:
         end = time.monotonic() + 5
-        while self.worker.state().condition != condition or self.worker.state().synced_s is None:
+        while self.worker.link != link or self.worker.exchanged is None:
             assert time.monotonic() < end
             time.sleep(0.005)
 
@@ -107,12 +84,12 @@ def yard(tmp_path: Path) -> Iterator[Yard]:
     ) as gallery:
         store = site.store("yard")
         with FleetWorker(Sync(gallery, store, "yard"), store, sync_s=3600) as worker:
-            asking = Asking("yard", gallery, Taking(gallery), worker.submit, longest_s=2.0)
+            asking = Asking("yard", gallery, worker.sync, worker.submit, longest_s=2.0)
             identifier = Identifier(
                 gallery, "run", IdentifySettings(), Calibrated(0.5, 1e-4), elsewhere=asking, shares=True
             )
             yard = Yard(site, worker, gallery, asking, Scene(identifier))
-            yard.wait_for("online")
+            yard.wait_for("connected")
             yield yard
 
 
