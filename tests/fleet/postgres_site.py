@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class Site:
             run(admin.join(self.admin(), self.name, device, self.role(device), SECRET))
             self.joined.add(device)
         address = parse_store(self.database.as_role(self.role(device)))
-        return Login(address, **{"password": SECRET, **more})
+        return replace(Login(address, SECRET), **more)
 
     async def passes(self, seconds: float) -> None:
         """Make everything that the store knows older."""

@@ -63,9 +63,7 @@ async def init(login: Login, new: NewSite) -> tuple[str, ...]:
     A repetition changes nothing but the times to live.
     """
     if SITE_FORM.fullmatch(new.site) is None:
-        raise InputError(
-            f"{new.site!r} is not a name of a site: use 1 to 64 letters, digits, '.', '_' and '-'"
-        )
+        raise InputError(f"{new.site!r} is no name of a site: use 1 to 64 letters, digits, '.', '_' and '-'")
 
     async def work(connection: Connection) -> tuple[str, ...]:
         done = await _extension(connection, login.where)
@@ -82,7 +80,7 @@ async def join(login: Login, site: str, device: str, role: str, password: str | 
     The server gets a digest of the password, so that no log of statements contains it.
     """
     if not role or len(role.encode()) > LONGEST_ROLE:
-        raise InputError(f"{role!r} is not a name of a role: use 1 to {LONGEST_ROLE} bytes")
+        raise InputError(f"{role!r} is no name of a role: use 1 to {LONGEST_ROLE} bytes")
     if role == login.address.role:
         raise InputError(f"the role {role} is the administrator's: give the device one of its own")
 

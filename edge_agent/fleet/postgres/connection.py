@@ -37,7 +37,7 @@ IDLE_S = 5.0
 SCHEMA = "edge_agent"
 
 _READ = "REPEATABLE READ READ ONLY"
-_WRITE = "READ COMMITTED READ WRITE"
+_WRITE = "READ COMMITTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Link:
         """Whether the connection was not lost, as far as is known."""
         return self._connection is not None and not self._connection.is_closed()
 
-    async def connect(self, seconds: float = CONNECT_S) -> None:
+    async def connect(self, seconds: float) -> None:
         """Log in, instead of an earlier login."""
         self.drop()
         await bounded(self._connect(), seconds, self._login.where)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from edge_agent.fleet.postgres import rows
+from edge_agent.fleet.postgres.connection import SCHEMA
 from edge_agent.fleet.postgres.migrations import check_schema
 from edge_agent.fleet.records import Welcome
 from edge_agent.fleet.store import StoreRefused
@@ -26,7 +27,9 @@ async def greet(
 ) -> tuple[str, Welcome]:
     """Return the site of the role, and what the store answers; see `FleetStore.hello`."""
     start = f"fleet store {login.where}: "
-    check_schema(await connection.fetchval("SELECT schema FROM meta"), login.where)
+    # By its full name: tables without rights would else look like missing ones.
+    version = await connection.fetchval(f"SELECT schema FROM {SCHEMA}.meta")  # noqa: S608
+    check_schema(version, login.where)
     own = await connection.fetchrow("SELECT (own_row()).*")
     role = login.address.role
     if own is None or own["site"] is None:

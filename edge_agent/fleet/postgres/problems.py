@@ -60,7 +60,6 @@ _REASONS = {
     "CERTIFICATE_REQUIRED": "it wants a certificate of this device: set fleet.cert_file and fleet.key_file",
     "CERTIFICATE_REVOKED": "the certificate of this device is revoked",
 }
-_TLS = "TLS failed"
 
 
 def problem_of(error: Exception, where: str) -> StoreDown | StoreRefused | None:
@@ -73,15 +72,22 @@ def problem_of(error: Exception, where: str) -> StoreDown | StoreRefused | None:
     start = f"fleet store {where}: "
     if isinstance(error, (StoreDown, StoreRefused)):
         return error
+    tls = _tls_error(error)
+    if tls is not None:
+        return _of_tls(tls, start)
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
         return _of_state(error.sqlstate, start)
     return _of_network(error, start)
 
 
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """Return the error of TLS that caused another one: an alert of the server ends the connection."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _of_network(error: Exception, start: str) -> StoreDown | StoreRefused | None:
-    cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error.__context__
-    if isinstance(cause, ssl.SSLError):
-        return StoreRefused(start + _of_tls(cause))
     if isinstance(error, ConnectionError) and "SSL upgrade" in str(error):
         return StoreRefused(f"{start}it does not offer TLS: set ssl = on there, with a certificate")
     if isinstance(error, TimeoutError):
@@ -102,9 +108,9 @@ def _of_state(state: str, start: str) -> StoreDown | StoreRefused:
     return StoreDown(f"{start}it reported SQLSTATE {state}; see its log")
 
 
-def _of_tls(error: ssl.SSLError) -> str:
-    reason = error.reason or ""
+def _of_tls(error: ssl.SSLError, start: str) -> StoreDown | StoreRefused:
+    reason = error.reason or type(error).__name__
     for key, text in _REASONS.items():
         if key in reason:
-            return f"{text} ({reason})" if reason != key else text
-    return f"{_TLS}: {reason or type(error).__name__}; compare fleet.ca_file, cert_file and key_file"
+            return StoreRefused(start + text)
+    return StoreDown(f"{start}TLS failed: {reason}; compare fleet.ca_file, cert_file and key_file")

@@ -191,6 +191,10 @@ CREATE POLICY of_erased ON exemplar FOR DELETE USING (site = (SELECT own_site())
     SELECT 1 FROM person p
     WHERE p.site = exemplar.site AND p.id = exemplar.id AND p.forgotten IS NOT NULL));
 
+CREATE POLICY not_of_erased ON exemplar AS RESTRICTIVE FOR INSERT WITH CHECK (NOT EXISTS (
+    SELECT 1 FROM person p
+    WHERE p.site = exemplar.site AND p.id = exemplar.id AND p.forgotten IS NOT NULL));
+
 CREATE POLICY seen ON camera_mean FOR SELECT USING (site = (SELECT own_site()));
 CREATE POLICY own ON camera_mean
     USING (site = (SELECT own_site()) AND device = (SELECT own_device()));

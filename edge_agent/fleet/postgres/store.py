@@ -55,7 +55,7 @@ class PostgresStore:
     async def hello(self, mark: int, receipts: Collection[str]) -> Welcome:
         """Log in and compare this program with the store."""
         await self._questions.close()
-        await self._changes.connect()
+        await self._changes.connect(CONNECT_S)
 
         async def greet(connection: Connection) -> tuple[str, Welcome]:
             return await greeting.greet(
