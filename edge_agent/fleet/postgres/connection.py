@@ -91,16 +91,25 @@ async def logged_in(login: Login) -> Connection:
     except ImportError:
         raise StoreRefused(f"asyncpg is not installed: {install_command('fleet')}") from None
     address = login.address
-    return await asyncpg.connect(
-        host=address.host,
-        port=address.port,
-        user=address.role,
-        database=address.database,
-        password=login.password,
-        ssl=login.tls() or False,
-        timeout=3600,
-        server_settings={"application_name": "edge-agent"},
-    )
+    try:
+        return await asyncpg.connect(
+            host=address.host,
+            port=address.port,
+            user=address.role,
+            database=address.database,
+            password=login.password,
+            ssl=login.tls() or False,
+            timeout=3600,
+            server_settings={"application_name": "edge-agent"},
+        )
+    except asyncpg.ConnectionDoesNotExistError as error:
+        if login.cert_file is None or isinstance(error.__cause__, ssl.SSLError):
+            raise
+        # The alert that names the reason is lost where the connection is reset.
+        raise StoreDown(
+            f"fleet store {login.where}: it ended the login; its log states why: it may not trust the"
+            " certificate of this device (fleet.cert_file; ssl_ca_file there)"
+        ) from error
 
 
 async def bounded(work: Awaitable[T], seconds: float, where: str) -> T:
