@@ -83,6 +83,10 @@ CREATE TABLE exemplar (
     PRIMARY KEY (site, id, device, number)
 ) WITH (toast_tuple_target = 8160);    -- in the row: a search reads thousands
 
+-- ANALYZE keeps samples of values, also of rows that are deleted later.
+ALTER TABLE person ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE exemplar ALTER COLUMN embedding SET STATISTICS 0;
+
 CREATE TABLE apart (
     site    text NOT NULL,
     one     text NOT NULL,

@@ -37,13 +37,17 @@ SETTINGS = (
 
 
 def index_statement(site: str, dimension: int) -> str | None:
-    """Return the statement that makes the index of a site; None: vectors are too long for one."""
+    """Return the statements that make the index of a site; None: vectors are too long for one.
+
+    ANALYZE keeps no samples of it, which would outlive a person.
+    """
     if dimension > MOST_INDEXED_NUMBERS:
         return None
     name = "exemplar_near_" + hashlib.sha256(site.encode()).hexdigest()[:16]
     return (
         f"CREATE INDEX IF NOT EXISTS {name} ON exemplar"
-        f" USING hnsw ((embedding::vector({dimension})) vector_cosine_ops) WHERE site = {literal(site)}"
+        f" USING hnsw ((embedding::vector({dimension})) vector_cosine_ops) WHERE site = {literal(site)};"
+        f" ALTER INDEX {name} ALTER COLUMN 1 SET STATISTICS 0"
     )
 
 
