@@ -134,7 +134,7 @@ def test_certificates_as_documented(secure: tuple[PostgresServer, Path], tmp_pat
         "cert_file": tmp_path / "foreign" / "gate-a.pem",
         "key_file": tmp_path / "foreign" / "gate-a.key",
     }
-    assert "certificate of this device" in outcome(login(secure, **foreign))
+    assert "does not trust the certificate of this device" in outcome(login(secure, **foreign))
     other_authority = outcome(login(secure, ca_file=tmp_path / "foreign" / "ca.pem"))
     assert "its certificate is not trusted: fleet.ca_file must hold the authority" in other_authority
 

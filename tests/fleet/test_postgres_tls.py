@@ -19,6 +19,10 @@ from tests.fleet import postgres_server
 from tests.fleet.postgres_server import PostgresServer
 from tests.fleet.postgres_site import run
 
+pytestmark = pytest.mark.filterwarnings(  # asyncpg leaves the socket of a login that TLS refuses
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 HBA = (
     "hostssl all administrator 127.0.0.1/32 scram-sha-256",
     "hostssl all all 127.0.0.1/32 cert",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
-import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -23,8 +21,6 @@ SOON_S = 30 * 86_400.0
 OFFSET_S = 60.0
 """Difference of the clocks that is a warning: people's times are then shown differently by device."""
 _CONNECT_S = 5.0
-_TLS_REQUEST = struct.pack("!II", 8, 80_877_103)
-"""Asks a PostgreSQL server for TLS (protocol documentation, SSLRequest)."""
 
 
 def fleet(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
@@ -84,18 +80,10 @@ def _hours(hours: tuple[float | None, ...]) -> str:
 
 def certificate(login: Login) -> list[Finding]:
     """Look when the server's certificate ends; nothing where there is no TLS, or it cannot be had."""
+    from edge_agent.fleet.postgres.handshake import server_certificate
+
     try:
-        context = login.tls()
-        if context is None:
-            return []
-        address = login.address
-        with socket.create_connection((address.host, address.port), _CONNECT_S) as plain:
-            plain.settimeout(_CONNECT_S)
-            plain.sendall(_TLS_REQUEST)
-            if plain.recv(1) != b"S":
-                return []
-            with context.wrap_socket(plain, server_hostname=address.host) as secure:
-                ends = (secure.getpeercert() or {}).get("notAfter")
+        ends = server_certificate(login, _CONNECT_S).get("notAfter")
     except (OSError, EdgeAgentError):  # greeting the store reports it better
         return []
     if not isinstance(ends, str):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.distribution import install_command
 from edge_agent.core.fleet_settings import StoreAddress
+from edge_agent.fleet.postgres.handshake import server_certificate
 from edge_agent.fleet.store import StoreDown, StoreRefused
 
 if TYPE_CHECKING:
@@ -103,13 +104,11 @@ async def logged_in(login: Login) -> Connection:
             server_settings={"application_name": "edge-agent"},
         )
     except asyncpg.ConnectionDoesNotExistError as error:
-        if login.cert_file is None or isinstance(error.__cause__, ssl.SSLError):
-            raise
-        # The alert that names the reason is lost where the connection is reset.
-        raise StoreDown(
-            f"fleet store {login.where}: it ended the login; its log states why: it may not trust the"
-            " certificate of this device (fleet.cert_file; ssl_ca_file there)"
-        ) from error
+        if login.cert_file is not None and not isinstance(error.__cause__, ssl.SSLError):
+            # The reset of a connection discards the alert that states why: a handshake alone gets it.
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await asyncio.to_thread(server_certificate, login)
+        raise
 
 
 async def bounded(work: Awaitable[T], seconds: float, where: str) -> T:
