@@ -189,6 +189,8 @@ class Identifier:
         self.thresholds.set_by_hand(value)
 
     def _is_due(self, track: Track) -> bool:
+        if track.question is not None:
+            return False  # until the reply comes
         fresh = track.evidence.count - track.decided_at
         if track.evidence.count < self._shared.settings.decide_crops or fresh == 0:
             return False

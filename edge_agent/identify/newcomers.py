@@ -117,6 +117,8 @@ class Newcomers:
 
     def _best(self, track: Track, reply: Reply) -> _Fit | None:
         """Return the best candidate, but for people who were seen together with the track; None: nobody."""
+        if not reply.candidates:
+            return None
         query, taken = self._shared.compared(track), self._taken(track)
         best: _Fit | None = None
         second = -math.inf

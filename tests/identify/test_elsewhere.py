@@ -254,9 +254,9 @@ def test_the_gallery_is_preferred_to_a_reply(scene: Scene, others: Others, galle
     show_until_asked(scene, others, people, {1: 0})
     person = known(gallery, [people.crop(0)])
     number = others.take(("cam", 0), person)
+    others.answer(known(gallery, [people.crop(0)]))
     (decision,) = scene.show({1: people.crop(0)})
     assert (decision.number, decision.origin) == (number, "local")
-    others.answer(known(gallery, [people.crop(0)]))
     assert scene.show({1: people.crop(0)}) == []
 
 
