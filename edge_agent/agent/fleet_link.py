@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.errors import EdgeAgentError
+from edge_agent.core.events import Details, Event, alert_event
 from edge_agent.core.fleet_state import FleetState
 from edge_agent.fleet.ask import Asking
+from edge_agent.fleet.reconciler import Reconciler
 from edge_agent.fleet.sync import Sync
 from edge_agent.fleet.travel import Travel
 from edge_agent.fleet.worker import FleetWorker
@@ -21,10 +24,12 @@ if TYPE_CHECKING:
     from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.core.clock import Clock
     from edge_agent.core.config import Settings
+    from edge_agent.fleet.records import Pair
     from edge_agent.fleet.store import FleetStore
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.gallery.rows import Erased
+    from edge_agent.identify.site import ThresholdPolicy
 
 _log = structlog.get_logger(__name__)
 
@@ -38,6 +43,7 @@ class Fleet:
     worker: FleetWorker
     asking: Asking | None
     """None: the store is not asked about strangers."""
+    reconciler: Reconciler | None = None
     _erasure: Erasure | None = None
     _publish: Callable[[], None] = field(default=lambda: None)
     _tasks: TaskQueue | None = None
@@ -64,6 +70,22 @@ class Fleet:
         self._erasure, self._publish, self._tasks = erasure, publish, tasks
         return self.worker
 
+    def lead(
+        self, thresholds: ThresholdPolicy, publish: Callable[[Event], object], label: Callable[[], float]
+    ) -> None:
+        """Do the tasks of the site when this device has the lease; call it before `connect`.
+
+        `thresholds` are those of this device; `publish` publishes events, from any thread, with times by
+        `label`.
+        """
+
+        def report(pair: Pair, active: bool) -> None:
+            publish(conflict_alert(pair, active=active, time=label()))
+
+        device = self.settings.mqtt.device
+        self.reconciler = Reconciler(device, self.gallery, thresholds.as_stored, report)
+        self.worker.tasks += self.reconciler.tasks()
+
     @property
     def state(self) -> FleetState:
         """The state now, from any thread."""
@@ -83,6 +105,7 @@ class Fleet:
             asked=0 if counts is None else counts.asked,
             known=0 if counts is None else counts.known,
             late=0 if counts is None else counts.late,
+            conflicts=self.reconciler.conflicts if self.reconciler and worker.leads else None,
             exchanged=worker.exchanged,
         )
 
@@ -107,6 +130,19 @@ class Fleet:
     def _follow(self) -> None:
         self._published = True
         self._publish()
+
+
+def conflict_alert(pair: Pair, *, active: bool, time: float) -> Event:
+    """Return the alert that two people are probably one but have two names, or that this has ended."""
+    both = f"{pair.one} and {pair.other}"
+    message = (
+        f"{both} are probably one person but have two names: edge-agent gallery merge {pair.one}"
+        f" {pair.other}, or edge-agent gallery reject {pair.one} {pair.other}"
+        if active
+        else f"it is decided whether {both} are one person"
+    )
+    details: Details = {"one_id": pair.one, "other_id": pair.other}
+    return alert_event(AlertKind.FLEET_CONFLICT, message, active=active, time=time, details=details)
 
 
 def open_store(settings: Settings, gallery: Gallery) -> FleetStore:

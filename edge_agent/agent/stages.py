@@ -199,6 +199,7 @@ class StageOpener:
         )  # fmt: skip
         self._announce(stages, info, reading, live)
         if fleet is not None:
+            fleet.lead(identifier.thresholds, publisher.publish, clock.label)
             stack.enter_context(fleet.connect(erasure, people.run, self.tasks))
         return stages
 

@@ -13,6 +13,7 @@ import structlog
 from edge_agent.core.errors import InputError
 from edge_agent.fleet.reconcile import Judge, Match, SiteView, known, mutual, stricter
 from edge_agent.fleet.records import MOST_CANDIDATES, Candidate, Pair, Vectors
+from edge_agent.fleet.worker import Task
 
 if TYPE_CHECKING:
     from edge_agent.fleet.store import FleetStore
@@ -30,6 +31,8 @@ LONGEST_S = 5.0
 """Time after which the rest waits for the next interval, so that pages are exchanged meanwhile."""
 TIDY_S = 3600.0
 """Interval at which people and tombstones that have expired are removed."""
+CHECK_S = 60.0
+"""Interval at which conflicts of names are looked at."""
 TOMBSTONE_S = 90 * 86400.0
 """How long the site knows that somebody was erased. A device that was away for longer takes a full copy."""
 CHECK_S = 60.0
@@ -54,8 +57,19 @@ class Reconciler:
     now: Callable[[], float] = time.monotonic
     joined: int = 0
     """Pairs of people that were joined in this run."""
+    conflicts: int | None = None
+    """Pairs of people with two names, as of the latest look; None: nobody looked."""
     _people: int = 0
     """People of the site, by the latest answer."""
+
+    def tasks(self) -> list[Task]:
+        """Return what the worker does at intervals."""
+        return [
+            Task(self.run, RECONCILE_S),
+            Task(self.tidy, TIDY_S),
+            Task(self.count_conflicts, CHECK_S),
+            Task(self.end_conflicts, CHECK_S, leads=False),
+        ]
 
     async def run(self, store: FleetStore) -> None:
         """Compare people who have changed, as the holder of the lease. Raises what the store raises."""
@@ -72,7 +86,7 @@ class Reconciler:
         reported = self._reported()
         if not reported:
             return
-        noted = (await store.state()).conflicts
+        noted = await self._conflicts(store)
         open_ = {pair for pair in reported if (pair.one, pair.other) in noted}
         for pair in sorted(reported - open_, key=lambda one: (one.one, one.other)):
             self.report(pair, False)
@@ -165,8 +179,17 @@ class Reconciler:
         new = [pair for pair in conflicts if pair not in self._reported()]
         if not new:
             return []
-        noted = (await store.state()).conflicts
+        noted = await self._conflicts(store)
         return [pair for pair in new if (pair.one, pair.other) not in noted]
+
+    async def count_conflicts(self, store: FleetStore) -> None:
+        """Count the conflicts of the site, as the holder of the lease."""
+        await self._conflicts(store)
+
+    async def _conflicts(self, store: FleetStore) -> Collection[tuple[str, str]]:
+        found = (await store.state()).conflicts
+        self.conflicts = len(found)
+        return found
 
     def _reported(self) -> set[Pair]:
         stored = self.gallery.facts.get(CONFLICTS_FACT)

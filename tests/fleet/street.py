@@ -32,7 +32,10 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Frame, ScoreLevels, iou_matrix
 from edge_agent.detect.opening import Detection
 from edge_agent.detect.search import one_by_one
+from edge_agent.embed.opening import open_agent_embedder
+from edge_agent.gallery.sync import Space
 from edge_agent.offline.synthetic.street import Street, write_videos
+from tests.fleet.postgres_site import Site
 
 DEVICES = {"gate": ("cam-a", "cam-b"), "hall": ("cam-c", "cam-d"), "yard": ("cam-e", "cam-f")}
 START_S = 15.0
@@ -248,6 +251,27 @@ def config(name: str, own: Path) -> str:
     )
 
 
+def shared(site: Site, name: str, broker: str) -> str:
+    """Return the settings of a device of a site on PostgreSQL."""
+    login = site.login(name)
+    return (
+        f'[mqtt]\nsite = "{site.name}"\ndevice = "{name}"\nbroker = "{broker}"\n'
+        f'[fleet]\nenabled = true\nstore = "{login.address}"\npassword = "{login.password}"\nsync_s = 0.5\n'
+    )
+
+
+def alone(name: str, broker: str) -> str:
+    """Return the settings of a device without the fleet."""
+    return f'[mqtt]\nsite = "shop"\ndevice = "{name}"\nbroker = "{broker}"\n'
+
+
+def space_of_network(state: Path) -> Space:
+    """Return the embedding space of the shipped network."""
+    settings = load(None, {"engine": {"backend": "onnxruntime", "packing": "here"}, "state_dir": str(state)})
+    with open_agent_embedder(settings, state, None) as embedder:
+        return Space(embedder.info.space, embedder.info.dimension)
+
+
 # ---- the score
 
 
@@ -277,7 +301,7 @@ def scored(street_: Street, folders: Mapping[str, Path]) -> Result:
     owners: dict[str, set[int]] = defaultdict(set)
     for visit, id_ in main.items():
         owners[id_].add(street_.visits[visit].person)
-    data = [one["data"] for found in events.values() for one in found if one["type"].endswith("identity")]
+    data = [one["data"] for found in events.values() for one in found if _kind(one) == "identity"]
     return Result(
         reentries,
         recognised,
@@ -317,12 +341,16 @@ def _events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def _kind(event: Mapping[str, Any]) -> str:
+    return str(event["type"]).split(".")[1]  # edge.KIND.DETAIL.v1
+
+
 def _last(events: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
     """Return the identity of each track by its latest event."""
     found: dict[tuple[str, int], str] = {}
     for one in events:
         data = one["data"]
-        if one["type"].endswith("identity") and data["kind"] != "departed" and data["identity_id"]:
+        if _kind(one) == "identity" and data["kind"] != "departed" and data["identity_id"]:
             found[data["camera"], data["track_id"]] = data["identity_id"]
     return found
 
@@ -331,7 +359,7 @@ def _absorbed(events: Any) -> dict[str, str]:
     return {
         one["data"]["absorbed_id"]: one["data"]["identity_id"]
         for one in events
-        if one["type"].endswith("person") and one["data"]["kind"] == "merged"
+        if _kind(one) == "person" and one["data"]["kind"] == "merged"
     }
 
 
@@ -345,4 +373,3 @@ def _root(id_: str, absorbed: Mapping[str, str]) -> str:
 
 if __name__ == "__main__":
     device(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()))
-
