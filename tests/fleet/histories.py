@@ -47,10 +47,10 @@ class HistoryStore(MemoryStore):
 
     cut = False
 
-    async def _arrive(self) -> None:
+    async def arrive(self) -> None:
         if self.cut:
             raise StoreDown("the network is cut")
-        await super()._arrive()
+        await super().arrive()
 
     async def hello(self, mark: int, receipts: Any) -> Any:
         if self.cut:

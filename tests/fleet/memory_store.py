@@ -196,7 +196,7 @@ class MemoryStore:
         self.device = device
         self._start: int | None = None
 
-    async def _arrive(self) -> None:
+    async def arrive(self) -> None:
         await self.site.arrive()
         if self._start not in {None, self.site.starts}:
             raise StoreDown("the store ended the connection")
@@ -222,7 +222,7 @@ class MemoryStore:
         await asyncio.sleep(0)
 
     async def push(self, push: Push, mark: int) -> PushResult:
-        await self._arrive()
+        await self.arrive()
         self._check(mark)
         content = self.site.content
         held = self.site.held(named_ids(push), possible_names(push), self.device)
@@ -236,7 +236,7 @@ class MemoryStore:
         return result
 
     async def pull(self, mark: int, most: int, *, full: bool = False) -> Page:
-        await self._arrive()
+        await self.arrive()
         if not full and mark:
             self._check(mark)
         page = self._page(mark, most)
@@ -273,13 +273,13 @@ class MemoryStore:
         )
 
     async def confirm(self, mark: int, receipt: str) -> None:
-        await self._arrive()
+        await self.arrive()
         device = self.site.content.devices.setdefault(self.device, _Device())
         device.mark, device.receipt, device.seen = mark, receipt, self.site.now
         await self.site.answer()
 
     async def ask(self, vectors: Vectors, most: int) -> Answer:
-        await self._arrive()
+        await self.arrive()
         found = self._nearest(vectors, most)
         views = {
             (one.device, exemplar.camera, exemplar.epoch)
@@ -301,7 +301,7 @@ class MemoryStore:
         return [one for _, _, one in sorted(scored, key=lambda found: (-found[0], found[1]))[:most]]
 
     async def lease(self, name: str, seconds: float) -> bool:
-        await self._arrive()
+        await self.arrive()
         leases, now = self.site.content.leases, self.site.now
         holder, until = leases.get(name, ("", now))
         got = holder in {"", self.device} or until <= now
@@ -317,7 +317,7 @@ class MemoryStore:
     async def alike(
         self, after: int, most: int
     ) -> tuple[int, Sequence[tuple[Candidate, Sequence[Candidate]]]]:
-        await self._arrive()
+        await self.arrive()
         content = self.site.content
         latest: dict[str, int] = {}
         for (id_, _), (version, one) in content.contributions.items():
@@ -332,7 +332,7 @@ class MemoryStore:
         return upto, found
 
     async def join(self, pairs: Collection[Pair]) -> int:
-        await self._arrive()
+        await self.arrive()
         merged = 0
         if self._leads():
             held = self.site.held(id_ for pair in pairs for id_ in (pair.one, pair.other))
@@ -345,7 +345,7 @@ class MemoryStore:
         return merged
 
     async def tidy(self, tombstone_s: float) -> None:
-        await self._arrive()
+        await self.arrive()
         if self._leads():
             content, now, retention = self.site.content, self.site.now, self.site.retention
             due = [one.id for one in self.site.roots() if retention.due(one, now)]
@@ -359,7 +359,7 @@ class MemoryStore:
         await self.site.answer()
 
     async def erased(self, id_: str) -> tuple[int | None, Sequence[DeviceState]]:
-        await self._arrive()
+        await self.arrive()
         if id_ not in self.site.content.people:
             raise InputError(f"the site {self.site.name} does not know {id_}")
         person = self.site.content.people[id_]
@@ -371,7 +371,7 @@ class MemoryStore:
         return tuple(DeviceState(name, one.mark, one.seen, one.left) for name, one in devices)
 
     async def state(self) -> SiteState:
-        await self._arrive()
+        await self.arrive()
         site, content = self.site, self.site.content
         await self.site.answer()
         return SiteState(
