@@ -127,7 +127,9 @@ class Applier:
     def _join(self, rows: Rows, keep: int, absorb: int) -> None:
         """Merge two identities; what was changed here and is not sent yet stays so."""
         unsent, absorbed = rows.fleet.change(absorb), rows.identity(absorb)
+        apart = rows.fleet.apart_from(absorb)
         rows.merge(keep, absorb, REASON)
+        rows.fleet.note_apart(keep, apart)
         if unsent is not None:
             rows.fleet.put_change(keep, unsent)
             if unsent.name and absorbed.name is not None:
@@ -136,9 +138,14 @@ class Applier:
                 rows.update(keep, "ttl = ?", absorbed.ttl_s)
 
     def erase(self, rows: Rows, id_: str) -> None:
-        """Erase a person here who is erased at the site, in the present transaction."""
+        """Erase a person here who is erased at the site, in the present transaction.
+
+        Ids that were merged with this one here, which the site does not know yet, are erased there, too.
+        """
         if (number := rows.number_of(id_)) is not None:
-            self.erased.append(erase_in(rows, number, REASON))
+            gone = erase_in(rows, number, REASON)
+            rows.fleet.erase_others((gone.id, *gone.former_ids), rows.site.reason(id_) or "request")
+            self.erased.append(gone)
 
     def _fits(self, rows: Rows, person: SitePerson, now: float, fresh: bool) -> bool:
         """Return whether a person who is not here is to be; make room if so.
@@ -201,9 +208,12 @@ class Applier:
         if number is None or rows.site.is_erased(one.id):
             return
         own = one.device == self.device
-        if own and rows.exemplars.has_seen(number):
-            return  # what this device sent; the gallery has more, and newer ones
         vectors, exemplars = _checked(one, self.gallery.dimension)
+        if own and rows.exemplars.has_seen(number):
+            here = {row[0] for row in rows.exemplars.own(number)}
+            if not here.issuperset(vector.astype("<f4").tobytes() for vector in vectors):
+                rows.fleet.note_content(number)  # part of it expired here, or was sent before a restored copy
+            return
         time = rows.identity(number).last_seen
         sources = [
             (
@@ -294,7 +304,8 @@ class Applier:
         with self.gallery.file.reading() as rows:
             gone = rows.fleet.gone()
         yield from self._each(gone, self.erase)
-        with self.gallery.file.reading() as rows:
+        with self.gallery.file.changing(durable=False) as rows:
+            rows.fleet.drop_unknown_erasures()
             ended = rows.store.rows(
                 f"SELECT DISTINCT number, origin FROM exemplar WHERE {FOREIGN}"  # noqa: S608 - constants
                 " AND origin NOT IN (SELECT key FROM fleet_copied)"

@@ -159,6 +159,10 @@ class FleetRows:
             (number, of.name, of.ttl, of.content),
         )
 
+    def note_content(self, number: int) -> None:
+        """Note that what this device has of a person is to be sent again."""
+        self.put_change(number, Change(number, 0, name=False, ttl=False, content=True))
+
     def sent(self, changes: Iterable[tuple[int, int, float | None]]) -> None:
         """Remove the notes of changes that the site has: numbers, counts, and instants of the sightings."""
         for number, count, seen in changes:
@@ -206,6 +210,19 @@ class FleetRows:
             (most,),
         )
 
+    def apart_from(self, number: int) -> list[int]:
+        """Return people of pairs with this one that are to be sent."""
+        query = "SELECT first + second - ? FROM fleet_apart_change WHERE ? IN (first, second)"
+        return [other for (other,) in self._store.rows(query, (number, number))]
+
+    def note_apart(self, number: int, others: Iterable[int]) -> None:
+        """Note that pairs of this person with others are to be sent, where they are pairs."""
+        self._store.run_many(
+            "INSERT OR IGNORE INTO fleet_apart_change SELECT first, second FROM apart"
+            " WHERE first = ? AND second = ?",
+            [(min(number, other), max(number, other)) for other in others],
+        )
+
     def apart_sent(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Remove the notes of pairs that the site has, and of those that ended."""
         self._store.run_many("DELETE FROM fleet_apart_change WHERE first = ? AND second = ?", list(pairs))
@@ -234,6 +251,18 @@ class FleetRows:
         self._store.run_many(
             "INSERT OR IGNORE INTO fleet_erased VALUES (?, ?)", [(one, reason) for one in ids]
         )
+
+    def erase_others(self, ids: Collection[str], reason: Reason) -> None:
+        """Note that people were merged here with one whom the site erased: it erases them, too."""
+        self._store.run_many(
+            "INSERT OR IGNORE INTO fleet_erased SELECT ?1, ?2"
+            " WHERE NOT EXISTS (SELECT 1 FROM fleet_tombstone WHERE id = ?1)",
+            [(one, reason) for one in ids],
+        )
+
+    def drop_unknown_erasures(self) -> None:
+        """Forget erased people whom the site does not have, by a full copy that is complete."""
+        self._store.run("DELETE FROM fleet_erased WHERE id NOT IN (SELECT key FROM fleet_copied)")
 
     def returned(self, id_: str) -> None:
         """Note that another device saw a person who expired here."""

@@ -75,6 +75,11 @@ class SiteRows:
         )
         return bool(self._store.value(query, (id_, id_)))
 
+    def reason(self, id_: str) -> Reason | None:
+        """Return why the site erased a person; None: it did not, as far as known."""
+        found: Reason | None = self._store.value("SELECT reason FROM fleet_tombstone WHERE id = ?", (id_,))
+        return found
+
     def drop_tombstones(self, horizon: int) -> None:
         """Forget erased people up to a version: the site does not know them any more either."""
         self._store.run("DELETE FROM fleet_tombstone WHERE version <= ?", (horizon,))
