@@ -346,8 +346,8 @@ def _by_root(pairs: Any, people: dict[str, Any]) -> set[tuple[str, str]]:
 MODES = ("plain", "purge", "site restored", "device restored", "both restored")
 KINDS = (
     *9 * ("enrol", "advance"), *7 * ("exchange",), *5 * ("merge",), *4 * ("see", "name", "join", "crash"),
-    *3 * ("forget", "split", "hours"), *2 * ("touch", "ttl", "reject", "cut", "lose", "lead", "save", "restore"),
-    "expire", "down", "days", "weeks", "wall", "reboot",
+    *3 * ("forget", "split", "hours"), "expire", "down", "days", "weeks", "wall", "reboot",
+    *2 * ("touch", "ttl", "reject", "cut", "lose", "lead", "save", "restore"),
 )  # fmt: skip
 """The more often, the likelier."""
 Step = tuple[str, int, int]
