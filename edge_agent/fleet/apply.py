@@ -127,9 +127,9 @@ class Applier:
     def _join(self, rows: Rows, keep: int, absorb: int) -> None:
         """Merge two identities; what was changed here and is not sent yet stays so."""
         unsent, absorbed = rows.fleet.change(absorb), rows.identity(absorb)
-        apart = rows.fleet.apart_from(absorb)
+        apart = rows.fleet.pairs.others(absorb)
         rows.merge(keep, absorb, REASON)
-        rows.fleet.note_apart(keep, apart)
+        rows.fleet.pairs.note(keep, apart)
         if unsent is not None:
             rows.fleet.put_change(keep, unsent)
             if unsent.name and absorbed.name is not None:

@@ -79,7 +79,7 @@ class Outbox:
         """Add erased people, means that changed, and `pairs` of people who are two: all are sent before."""
         with self._gallery.file.reading() as rows:
             parcel.erased += rows.fleet.erased(most)
-            for first, second, one, other, reason in rows.fleet.apart_changes(most) if pairs else ():
+            for first, second, one, other, reason in rows.fleet.pairs.changes(most) if pairs else ():
                 parcel.numbers.append((first, second))
                 parcel.pairs.append(Apart(min(one, other), max(one, other), reason))
             parcel.means += self._changed_means(rows)
@@ -107,7 +107,7 @@ class Outbox:
         assert parcel.result is not None
         with self._gallery.file.changing(durable=False) as rows:
             rows.fleet.sent(parcel.noted)
-            rows.fleet.apart_sent(parcel.numbers)
+            rows.fleet.pairs.sent(parcel.numbers)
             rows.fleet.erased_sent(parcel.erased, parcel.result.version)
             for mean in parcel.means:
                 rows.site.put_mean(mean.camera, mean.epoch, mean.people, mean.total)

@@ -68,10 +68,48 @@ class Change:
     content: bool
 
 
+class PairNotes:
+    """Pairs of people who are two, and are to be sent; methods that write belong inside `Store.change`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def changes(self, most: int) -> list[tuple[int, int, str, str, str]]:
+        """Return pairs of people to be sent: numbers, ids, and the reason."""
+        return self._store.rows(
+            "SELECT one.number, two.number, one.id, two.id, apart.reason FROM fleet_apart_change"
+            " JOIN apart USING (first, second) JOIN identity AS one ON one.number = first"
+            " JOIN identity AS two ON two.number = second LIMIT ?",
+            (most,),
+        )
+
+    def others(self, number: int) -> list[int]:
+        """Return people of pairs with this one that are to be sent."""
+        query = "SELECT first + second - ? FROM fleet_apart_change WHERE ? IN (first, second)"
+        return [other for (other,) in self._store.rows(query, (number, number))]
+
+    def note(self, number: int, others: Iterable[int]) -> None:
+        """Note that pairs of this person with others are to be sent, where they are pairs."""
+        self._store.run_many(
+            "INSERT OR IGNORE INTO fleet_apart_change SELECT first, second FROM apart"
+            " WHERE first = ? AND second = ?",
+            [(min(number, other), max(number, other)) for other in others],
+        )
+
+    def sent(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Remove the notes of pairs that the site has, and of those that ended."""
+        self._store.run_many("DELETE FROM fleet_apart_change WHERE first = ? AND second = ?", list(pairs))
+        self._store.run(
+            "DELETE FROM fleet_apart_change WHERE NOT EXISTS (SELECT 1 FROM apart WHERE"
+            " apart.first = fleet_apart_change.first AND apart.second = fleet_apart_change.second)"
+        )
+
+
 class FleetRows:
     """The notes of an open gallery file; methods that write belong inside `Store.change`."""
 
     def __init__(self, store: Store, site: SiteRows) -> None:
+        self.pairs = PairNotes(store)
         self._store = store
         self._site = site
 
@@ -200,36 +238,6 @@ class FleetRows:
             for table in ("fleet_change", "fleet_apart_change", "fleet_erased")
         )
         return int(self._store.value(f"SELECT {counts}"))
-
-    def apart_changes(self, most: int) -> list[tuple[int, int, str, str, str]]:
-        """Return pairs of people to be sent: numbers, ids, and the reason."""
-        return self._store.rows(
-            "SELECT one.number, two.number, one.id, two.id, apart.reason FROM fleet_apart_change"
-            " JOIN apart USING (first, second) JOIN identity AS one ON one.number = first"
-            " JOIN identity AS two ON two.number = second LIMIT ?",
-            (most,),
-        )
-
-    def apart_from(self, number: int) -> list[int]:
-        """Return people of pairs with this one that are to be sent."""
-        query = "SELECT first + second - ? FROM fleet_apart_change WHERE ? IN (first, second)"
-        return [other for (other,) in self._store.rows(query, (number, number))]
-
-    def note_apart(self, number: int, others: Iterable[int]) -> None:
-        """Note that pairs of this person with others are to be sent, where they are pairs."""
-        self._store.run_many(
-            "INSERT OR IGNORE INTO fleet_apart_change SELECT first, second FROM apart"
-            " WHERE first = ? AND second = ?",
-            [(min(number, other), max(number, other)) for other in others],
-        )
-
-    def apart_sent(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Remove the notes of pairs that the site has, and of those that ended."""
-        self._store.run_many("DELETE FROM fleet_apart_change WHERE first = ? AND second = ?", list(pairs))
-        self._store.run(
-            "DELETE FROM fleet_apart_change WHERE NOT EXISTS (SELECT 1 FROM apart WHERE"
-            " apart.first = fleet_apart_change.first AND apart.second = fleet_apart_change.second)"
-        )
 
     # ---- erased people
 
