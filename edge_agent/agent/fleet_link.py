@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -21,6 +21,7 @@ from edge_agent.fleet.worker import FleetWorker
 from edge_agent.gallery import audit
 
 if TYPE_CHECKING:
+    from edge_agent.agent.page_service import Answer, Operation
     from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.core.clock import Clock
     from edge_agent.core.config import Settings
@@ -85,6 +86,14 @@ class Fleet:
         device = self.settings.mqtt.device
         self.reconciler = Reconciler(device, self.gallery, thresholds.as_stored, report)
         self.worker.tasks += self.reconciler.tasks()
+
+    def table(self) -> dict[str, Operation]:
+        """Return what commands may ask of a running agent, see `agent.page_service`."""
+        return {"fleet-sync": self._sync_now}
+
+    def _sync_now(self, _values: Mapping[str, Any], _bytes: bytes) -> Answer:
+        self.worker.sync_now()
+        return {}, b""
 
     @property
     def state(self) -> FleetState:

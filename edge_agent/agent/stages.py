@@ -215,6 +215,8 @@ class StageOpener:
         people = PeopleOperations(stages.gallery, stages.handlers.operations)
         thresholds = ThresholdOperations(stages.handlers.identifier, self.settings.identify)
         table = operations.table() | people.table() | thresholds.table()
+        if stages.fleet is not None:
+            table |= stages.fleet.table()
         self.stack.enter_context(PageService(self.settings.state_dir, table))
 
     def _begin(self, state: Path, stop: threading.Event) -> Clock:
