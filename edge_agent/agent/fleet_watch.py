@@ -55,8 +55,7 @@ class FleetWatch:
             return
         self._since = self.now() if self._since is None else self._since
         if state.link == "refused" or self.now() - self._since >= AWAY_S:
-            reason = state.problem or "it was not reached yet"
-            self._report(state, f"the fleet's store {state.store}: {reason}")
+            self._report(state, state.problem or f"the fleet's store {state.store} was not reached yet")
 
     def _report(self, state: FleetState, reason: str) -> None:
         self.note("fleet", reason)

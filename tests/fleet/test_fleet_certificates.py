@@ -5,6 +5,7 @@ That server has no pgvector, so a login that is accepted ends with the advice to
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import subprocess
@@ -28,6 +29,13 @@ from tests.fleet.postgres_site import run
 pytestmark = pytest.mark.filterwarnings(  # asyncpg leaves the socket of a login that TLS refuses
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets() -> Iterator[None]:
+    yield
+    gc.collect()
+
 
 ACCEPTED = "lacks the extension `vector`"
 ROLE = "plant-7.gate-a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -22,6 +23,13 @@ from tests.fleet.postgres_site import run
 pytestmark = pytest.mark.filterwarnings(  # asyncpg leaves the socket of a login that TLS refuses
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets() -> Iterator[None]:
+    yield
+    gc.collect()
+
 
 HBA = (
     "hostssl all administrator 127.0.0.1/32 scram-sha-256",
