@@ -6,8 +6,9 @@
 The video is a live camera. Its people are detected and embedded once; then it is replayed to the agent's own
 tracker, identifier and scheduler, with engines that process a fraction of its crops. The replay has a
 simulated clock, so the same material always gives the same figures. It reads frames as the pipeline does, the
-newest of each camera and two rounds in flight; the host's time is not simulated. Figures are means, with
-minima in brackets, over five engines of nearly the same speed, since a video of ten people has few decisions.
+newest of each camera, while the engine's queue has room; the host's time is not simulated. Figures are
+means, with minima in brackets, over five engines of nearly the same speed, since a video of ten people has
+few decisions.
 
 The second table has two cameras that share the engine: one with the whole picture, the other, half a minute
 later, with a strip of it.
@@ -40,10 +41,13 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.detect.opening import open_detector
+from edge_agent.embed.batching import JOINED_S
 from edge_agent.embed.capacity import CropBudget
+from edge_agent.embed.embedder import MOST_QUEUED, QUEUED
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import CropSelector
+from edge_agent.engine.base import DEPTH
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.source.file import FileOptions, FileSource
@@ -58,6 +62,7 @@ NEAR = (0.94, 0.97, 1.0, 1.03, 1.06)
 STRIP = (0.0, 0.3)
 """Share of the picture's width for the camera with few people."""
 OFFSET_S = 30.0
+_MOST_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,21 +209,37 @@ class _Replay:
     def run(self) -> dict[str, Outcome]:
         with self._gallery as gallery:
             self._identifier = Identifier(gallery, "replay", self._settings.identify)
-            budget = CropBudget(lambda: self._worked, lambda: self.now) if self._thin else None
-            self._selector = CropSelector(self._identifier.tracks, budget, lambda _: self._levels.new_track)
+            budget = CropBudget(lambda: self._worked, lambda: self._queue, lambda: self.now)
+            self._selector = CropSelector(
+                self._identifier.tracks, budget if self._thin else None, lambda _: self._levels.new_track
+            )
             while True:
                 taken = self._take()
                 if taken:
                     self._start(taken)
-                if self._rounds and (not taken or len(self._rounds) > 1):
+                if self._rounds and (self._rounds[0].done_at <= self.now or self._full):
                     self._finish(self._rounds.popleft())
                 elif not taken:
                     due = [self._due(stream) for stream in self.streams]
+                    due += [round_.done_at for round_ in self._rounds]
                     if not any(map(math.isfinite, due)):
                         break
                     self.now = min(due)
             self._end()
         return self.outcomes
+
+    @property
+    def _queue(self) -> tuple[int, int]:
+        """See `Embedder.queue`."""
+        rate = min(self.rate, _MOST_BATCH / JOINED_S)
+        left = max(0.0, self._busy_until - self.now) * rate
+        return round(left), round(QUEUED * max(DEPTH, int(JOINED_S * rate)))
+
+    @property
+    def _full(self) -> bool:
+        """See `Embedder.full`."""
+        waiting, enough = self._queue
+        return len(self._rounds) > 1 and waiting > enough * (MOST_QUEUED if self._thin else 1 / QUEUED)
 
     def _due(self, stream: Stream) -> float:
         at = self._next[stream.camera]

@@ -274,7 +274,8 @@ class Agent:
             hold=lambda: stages.embedder.engine.away,
             now=stages.clock.moment,
             max_delay_s=settings.engine.max_delay_ms / 1000,
-            round_crops=stages.embedder.info.max_batch,
+            # Two batches: with one, cameras that have come to wait would go on waiting.
+            round_crops=2 * stages.embedder.info.max_batch,
         )
 
     def _wind_up(self, stages: Stages) -> None:

@@ -65,6 +65,10 @@ MOST_LATENCY_MS = 60_000.0
 ROUND_S = 0.025
 """Work of the driving thread on a round of live cameras, about: what comes in a round waits for all of it."""
 
+PAUSE_S = 0.01
+"""Longest time for which frames are left with the readers while the engine has enough to do: they share a
+round then."""
+
 _LEARNT = 0.1
 """Weight of the latest round in a running mean."""
 
@@ -159,8 +163,6 @@ class Pipeline:
     """Embedded crops of one item, mean of the latest rounds."""
     _item_s: float = 0.0
     """Work on one item, likewise, seconds."""
-    _noted: float = field(default_factory=time.perf_counter)
-    """When the work on a round was noted last."""
     _failures: int = 0
     """Failed batches in a row."""
     _latest_error: EngineError | None = None
@@ -350,7 +352,11 @@ class Pipeline:
         if due_s <= 0:
             return False
         self.heartbeat.working("wait for the engine")
-        self.wake.wait(min(due_s, IDLE_WAIT_S))
+        waiting, enough = self.embedder.queue
+        if waiting >= enough:  # frames that come meanwhile share a round
+            time.sleep(min(due_s, PAUSE_S))
+        else:
+            self.wake.wait(min(due_s, IDLE_WAIT_S))
         self.counters.spend("wait", time.perf_counter() - began)
         return True
 
@@ -403,23 +409,21 @@ class Pipeline:
 
     @property
     def _most_cameras(self) -> int | None:
-        """How many live cameras a round takes: those that fill a batch or `ROUND_S`, so that it ends soon."""
+        """How many live cameras a round takes: `round_crops` of them or `ROUND_S`, so that it ends soon."""
         if self.round_crops is None or not self._item_s:
             return None
         fitting = min(ROUND_S / self._item_s, self.round_crops / max(self._crops_per_item, 0.1))
         return max(1, math.ceil(fitting))
 
     def _note_work(self, round_: Round, track_s: float, decide_s: float) -> None:
-        """Learn from a round: crops and work of an item, and for the budget the speed of the host."""
+        """Learn from a round: crops and work of an item, and for the budget the work of the host."""
         crops, items = round_.crops, len(round_.items)
         crops_s, frames_s = round_.crops_s + decide_s, round_.frames_s + track_s
         learnt = _LEARNT if self._item_s else 1.0
         self._crops_per_item += learnt * (crops / items - self._crops_per_item)
         self._item_s += learnt * ((crops_s + frames_s) / items - self._item_s)
-        now = time.perf_counter()
-        passed_s, self._noted = now - self._noted, now
         if self.selector is not None and self.selector.budget is not None:
-            self.selector.budget.host.note(crops, crops_s, frames_s, passed_s)
+            self.selector.budget.host.note(crops_s, frames_s)
 
     def _decide(self, pending: PendingItem, update: TrackUpdate, embed_s: float, track_s: float) -> None:
         began = time.perf_counter()

@@ -20,7 +20,7 @@ from edge_agent.engine.base import DEPTH, Engine
 
 _log = structlog.get_logger(__name__)
 
-_JOINED_S = 0.03
+JOINED_S = 0.03
 """Engine time up to which crops of different submissions share a batch, and are packed ahead: no longer than
 the interval of camera frames, since the pipeline reads no frames while it waits for a batch."""
 _PACKING_S = 0.001
@@ -107,6 +107,7 @@ class Batcher:
         self._packing: deque[Part] = deque()  # with the packer
         self._filled: list[Part] = []  # in the engine's next buffer
         self._batches: deque[_Batch] = deque()  # with the engine
+        self._began_at = 0.0  # latest begin of the oldest batch with the engine
         self._done_at = 0.0  # earliest end of the last batch that was sent, monotonic seconds
 
     @property
@@ -114,17 +115,29 @@ class Batcher:
         """Whether any crop is on its way."""
         return bool(self._packing or self._filled or self._batches)
 
-    @property
-    def due_s(self) -> float:
-        """Seconds until the next rows can arrive at the earliest; 0 when unknown."""
+    def due_s(self, job: Job) -> float:
+        """Seconds until the last rows of a job, or the next ones, can arrive at the earliest; 0: unknown."""
         if not self._batches:
             return 0.0 if self._packer.ready() else _PACKING_S
-        return max(0.0, self._batches[0].done_at - time.monotonic())
+        done_at = self._batches[0].done_at
+        if not any(of is job for of, _ in [*self._packing, *self._filled]):
+            done_at = max(batch.done_at for batch in self._batches if any(of is job for of, _ in batch.parts))
+        return max(0.0, done_at - time.monotonic())
+
+    @property
+    def waiting(self) -> int:
+        """Number of crops that wait for the engine, with what is left of the batch in it, about."""
+        count = sum(len(rows) for _, rows in [*self._packing, *self._filled])
+        flying = [sum(len(rows) for _, rows in batch.parts) for batch in self._batches]
+        if flying and self.fastest:
+            done = (time.monotonic() - self._began_at) / self.fastest
+            flying[0] -= min(flying[0], int(done))
+        return count + sum(flying)
 
     @property
     def joined(self) -> int:
-        """Number of crops of several submissions that the engine embeds within `_JOINED_S`."""
-        return max(DEPTH, min(self._most, int(_JOINED_S / self.fastest) if self.fastest else 0))
+        """Number of crops of several submissions that the engine embeds within `JOINED_S`."""
+        return max(DEPTH, min(self._most, int(JOINED_S / self.fastest) if self.fastest else 0))
 
     def clear(self) -> None:
         """Drop everything that is on its way."""
@@ -148,6 +161,8 @@ class Batcher:
 
         Never waits. A batch that is not full stays open while the engine has another one to do for a while.
         """
+        if self._engine.in_flight == DEPTH and self._engine.ready:
+            self._collect()
         while self._engine.in_flight < DEPTH:
             full = self._fill_up(wait=False)
             if not self._filled or (self._engine.in_flight and not full and not self._idle):
@@ -217,6 +232,8 @@ class Batcher:
         self._engine.submit(self._count)
         now = time.monotonic()
         self._done_at = max(now, self._done_at) + self.fastest * self._count
+        if not self._batches:
+            self._began_at = now
         self._batches.append(_Batch(self._filled, now, self._done_at))
         self._filled = []
 
@@ -233,7 +250,8 @@ class Batcher:
                 job.error = problem
             return
         finally:
-            self.waited_s += time.monotonic() - began
+            self._began_at = time.monotonic()
+            self.waited_s += self._began_at - began
         took = (self._engine.run_seconds - before) / len(vectors)
         self.fastest = min(took, self.fastest or took)
         if self.on_batch is not None:

@@ -1,10 +1,11 @@
 """How many crops the engine and the host can process before the cameras' next frames.
 
 Live cameras do not wait: with more crops than are processed in time, whole frames of any camera are lost.
-So each frame brings time along: the time since the last processed frame of its camera, divided by the
-number of active cameras. The measured speed, of the engine or of the host, the slower one, converts it into
-crops. Time that one camera does not use is available to others. Nothing depends on the wall clock but the
-host's speed: without that, a replayed recording gives the same result.
+So each frame brings time along: the interval of its camera, divided by the number of active cameras. The
+measured speed of the engine converts it into crops: more of them where too few wait for the engine, fewer
+where too many do. Time that one camera does not use is available to others. Where the host is the slower
+one, it sets a limit, by its load. Nothing depends on the wall clock but that load: without it, a replayed
+recording gives the same result.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_agent.core.structures import Candidates
 
@@ -37,16 +38,17 @@ ACTIVE_S = 2.0
 SAVED_S = 0.5
 """Most engine time that is saved up; never more than a frame of the slowest camera."""
 REVIEW_S = 1.0
-"""Interval of the corrections of the pace."""
+"""Interval of the corrections of the host's limit."""
 BUSY = 0.95
-"""Share of the time above which the engine is the cause of lost frames."""
+"""Load above which the host is the cause of lost frames."""
 IDLE = 0.975
-"""Share of the time below which the engine could have embedded more of the spared crops."""
+"""Load below which the host could have done more."""
 LOST = 0.05
 """Share of lost frames above which they are not accidental."""
-LEAST_PACE, MOST_PACE = 0.25, 2.0
-PACE_STEP = 0.05
-"""Largest correction upwards and back to 1; downwards twice that."""
+STEP = 0.25
+"""Largest correction of the limit, as a share of it."""
+MOST_SPEEDS = 4.0
+"""Largest limit, as a multiple of the engine's speed."""
 
 
 @dataclass(slots=True)
@@ -68,18 +70,34 @@ class _Camera:
 
 
 @dataclass(slots=True)
-class _Window:
-    """Since the last review: frames delivered and lost, crops spared.
-
-    `engine_s` and `host_s` are the work of the engine, and of the host on crops, before it.
+class HostWork:
+    """Seconds of the driving thread since the start: for embedded crops (copy, decide, publish), and for
+    frames, embedded or not (detect, grade, track).
     """
 
+    crops_s: float = 0.0
+    frames_s: float = 0.0
+
+    def note(self, crops_s: float, frames_s: float) -> None:
+        """Note the work on a round."""
+        self.crops_s += crops_s
+        self.frames_s += frames_s
+
+    def load(self, since: HostWork, span: float) -> float:
+        """Return the work on crops since another state, over the time that frames leave for it in `span`."""
+        frames = (self.frames_s - since.frames_s) / span
+        return (self.crops_s - since.crops_s) / span / max(HOST_LEAST, HOST_FULL - frames)
+
+
+@dataclass(slots=True)
+class _Window:
+    """Since the last review: frames delivered and lost, crops embedded. `host` is the work before it."""
+
     since: float
-    engine_s: float
-    host_s: float
+    host: HostWork
     frames: int = 0
     lost: int = 0
-    short: bool = False
+    crops: int = 0
 
 
 @dataclass(slots=True)
@@ -101,62 +119,32 @@ class Speed:
         return None if self.seconds < TRUSTED_S else max(SLOWEST, self.crops / self.seconds)
 
 
-class HostSpeed:
-    """Speed of the driving thread, which works on every frame (detect, grade, track) and on embedded crops.
-
-    What it does for crops (copy, decide, publish) counts as proportional to them. Where a part of it belongs
-    to the frames, fewer crops seem to be slower; the budget still settles where both works fill the time.
-    """
-
-    def __init__(self) -> None:
-        self.worked_s = 0.0
-        """Work on crops since the start."""
-        self._speed = Speed()
-        self._frames_s = self._passed_s = 0.0
-
-    def note(self, crops: int, crops_s: float, frames_s: float, passed_s: float) -> None:
-        """Note the work on a round and on its crops, in the time that passed since the round before."""
-        self.worked_s += crops_s
-        self._speed.add(crops, crops_s)
-        kept = 0.5 ** (passed_s / MEMORY_S)
-        self._frames_s = kept * self._frames_s + frames_s
-        self._passed_s = kept * self._passed_s + passed_s
-
-    @property
-    def share(self) -> float:
-        """Share of the time that the work on crops may take."""
-        frames = self._frames_s / self._passed_s if self._passed_s else 0.0
-        return max(HOST_LEAST, HOST_FULL - frames)
-
-    @property
-    def rate(self) -> float | None:
-        """Crops a second that it can process beside the frames; None while unknown."""
-        rate = self._speed.rate
-        return None if rate is None else max(SLOWEST, rate * self.share)
-
-
 class CropBudget:
     """Converts time into crops. For one thread.
 
-    `worked` returns the crops that the engine has embedded, and its seconds of work, since the start. The
-    frames' own times are compared within one camera only, others with `clock`. Where `host` is not noted, the
-    engine alone counts.
+    `worked` returns the crops that the engine has embedded, and its seconds of work, since the start;
+    `queue` the crops that wait for it, and the number that keeps it busy. The frames' own times are compared
+    within one camera only, others with `clock`. Where `host` is not noted, the engine alone counts.
     """
 
     def __init__(
-        self, worked: Callable[[], tuple[int, float]], clock: Callable[[], float] = time.monotonic
+        self,
+        worked: Callable[[], tuple[int, float]],
+        queue: Callable[[], tuple[int, int]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.host = HostSpeed()
-        self._worked, self._clock, self._known = worked, clock, worked()
+        self.host = HostWork()
+        self._worked, self._queue, self._clock, self._known = worked, queue, clock, worked()
         self._engine = Speed()
         self._cameras: dict[str, _Camera] = {}
-        self._available, self._fraction, self._pace = 0.0, 0.0, 1.0
+        self._available, self._fraction, self._limit = 0.0, 0.0, math.inf
         self._window: _Window | None = None
 
     @property
     def rate(self) -> float | None:
         """Crops per second of the engine or the host, the slower one; None while both are unknown."""
-        return min((rate for rate in (self._engine.rate, self.host.rate) if rate is not None), default=None)
+        rate = min(self._engine.rate or math.inf, self._limit)
+        return rate if rate < math.inf else None
 
     def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         """Return how many crops of these frames may be embedded; None for all. `spend` must follow.
@@ -166,12 +154,12 @@ class CropBudget:
         """
         now = self._clock()
         self._measure()
-        passed = [self._note(frame, now, every_nth) for frame in frames]
+        for frame in frames:
+            self._note(frame, now, every_nth)
         self._review(now)
         intervals = [self._cameras[frame.camera].interval_s for frame in frames]
-        known = [n * interval for n, interval in zip(passed, intervals, strict=True) if interval is not None]
-        rate = self.rate
-        if rate is None or not frames or len(known) < len(frames):
+        known = [every_nth * interval for interval in intervals if interval is not None]
+        if self.rate is None or not frames or len(known) < len(frames):
             return None
         active = [
             camera
@@ -180,19 +168,28 @@ class CropBudget:
         ]
         own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
         brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
-        saved = min(self._available, max(1.0, rate * min(SAVED_S, max(own))))
-        self._available = saved + self._pace * rate * brought_s
+        saved = min(self._available, max(1.0, self.rate * min(SAVED_S, max(own))))
+        self._available = saved + self._crops_in(brought_s)
         if wanted <= self._available:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
-        self._fraction, whole = math.modf(self._fraction + self._pace * rate * min(own))
+        self._fraction, whole = math.modf(self._fraction + self._crops_in(min(own)))
         return int(min(self._available, max(1.0, whole)))
 
-    def spend(self, crops: int, spared: int) -> None:
-        """Note how many crops of the offered frames are embedded, and how many are spared."""
+    def _crops_in(self, time_s: float) -> float:
+        """Return the crops of this time; for the engine more where few wait for it, fewer where many do."""
+        engine, most = self._engine.rate, self._limit * time_s
+        if engine is None:
+            return most
+        waiting, enough = self._queue()
+        crops = engine * time_s
+        return min(most, max(0.0, crops + (1.0 - waiting / enough) * min(crops, enough)))
+
+    def spend(self, crops: int) -> None:
+        """Note how many crops of the offered frames are embedded."""
         self._available = max(0.0, self._available - crops)
         if self._window is not None:
-            self._window.short |= spared > 0
+            self._window.crops += crops
 
     def _measure(self) -> None:
         crops, seconds = self._worked()
@@ -201,8 +198,7 @@ class CropBudget:
             self._engine.add(crops - self._known[0], worked_s)
             self._known = (crops, seconds)
 
-    def _note(self, frame: Candidates, now: float, every_nth: int) -> int:
-        """Note a frame; return how many its camera has delivered since the one before, this one included."""
+    def _note(self, frame: Candidates, now: float, every_nth: int) -> None:
         camera = self._cameras.setdefault(frame.camera, _Camera(now, frame.lost))
         lost, camera.lost, camera.seen = frame.lost - camera.lost, frame.lost, now
         camera.delivered += every_nth + lost
@@ -212,27 +208,25 @@ class CropBudget:
         if camera.frames and not 0.0 <= frame.time - camera.frames[-1][0] <= GAP_S * every_nth:
             camera.frames.clear()
         camera.frames.append((frame.time, camera.delivered))
-        return every_nth + lost
 
     def _review(self, now: float) -> None:
-        """Correct what the engine's speed does not show: refused crops, batches that come late."""
-        window = self._window or _Window(now, self._known[1], self.host.worked_s)
+        """Correct the host's limit by its load."""
+        window = self._window or _Window(now, replace(self.host))
         span = now - window.since
         if span >= REVIEW_S:
-            engine = (self._known[1] - window.engine_s) / span
-            host = (self.host.worked_s - window.host_s) / span / self.host.share
-            self._pace = _next_pace(self._pace, window, max(engine, host))
-            window = _Window(now, self._known[1], self.host.worked_s)
+            limit = _next_limit(self._limit, window, span, self.host.load(window.host, span))
+            self._limit = min(limit, MOST_SPEEDS * (self._engine.rate or math.inf))
+            window = _Window(now, replace(self.host))
         self._window = window
 
 
-def _next_pace(pace: float, window: _Window, busy: float) -> float:
-    """Slow down where crops keep engine or host busy and frames are lost, speed up where both idle."""
+def _next_limit(limit: float, window: _Window, span: float, load: float) -> float:
+    """Return the crops a second that the host can decide about, by its load and the frames that are lost.
+
+    Much of the work on crops does not depend on their number, so the limit approaches its value in steps.
+    """
     lost = window.lost / max(1, window.frames)
-    if lost > LOST and busy > BUSY:
-        return max(LEAST_PACE, pace - min(lost - LOST, 2 * PACE_STEP))
-    if busy < IDLE and lost <= 2 * LOST and window.short:
-        return min(MOST_PACE, pace + min(IDLE - busy, PACE_STEP))
-    if lost > LOST or not window.short:
-        return pace + min(PACE_STEP, max(-PACE_STEP, 1.0 - pace))
-    return pace
+    if load > 1.0 or (lost > LOST and load > BUSY):
+        step = min(STEP, max(load - 1.0, lost - LOST, 0.0))
+        return max(SLOWEST, min(limit, window.crops / span) * (1.0 - step))
+    return limit * (1.0 + min(STEP, max(0.0, IDLE - load)))

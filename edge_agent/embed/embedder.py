@@ -26,6 +26,11 @@ from edge_agent.engine.graph.prepared import PreprocessProfile
 
 Pair = tuple[NDArray[np.uint8], Detections]
 
+QUEUED = 1.5
+"""Submissions' worth of crops, as in `Batcher.joined`, that keep the engine busy while the host works."""
+MOST_QUEUED = 2
+"""Multiple of that beyond which nothing is added."""
+
 
 class Embedder:
     """Turns detections into embeddings, for one thread. A context manager, which enters and tests the engine.
@@ -45,6 +50,8 @@ class Embedder:
     ) -> None:
         self.engine = engine
         self._profile, self._gate, self._golden = profile, gate, golden
+        self.deep = False
+        """Whether submissions wait until the engine can take them, instead of the caller."""
         self._packer: Packer = packer or InlinePacker(profile, gate.settings.min_sharpness)
         self.batcher = Batcher(engine, self._packer, gate)
         self.counters = self.batcher.counters
@@ -64,10 +71,18 @@ class Embedder:
 
     @property
     def full(self) -> bool:
-        """Whether `collect` is better than `submit`: results wait, or the engine has enough to do."""
+        """Whether `collect` is better than `submit`: results wait, or the engine has enough to do.
+
+        With `deep` it has that later: the crops of live cameras are limited by the `queue`.
+        """
         waiting = [job.waiting for job in self._jobs if job.waiting]
-        ahead = self.batcher.joined if self._packer.room else 0
+        ahead = self.batcher.joined * (MOST_QUEUED * QUEUED if self.deep else 1) if self._packer.room else 0
         return bool(self._jobs) and (not self._jobs[0].waiting or (len(waiting) > 1 and sum(waiting) > ahead))
+
+    @property
+    def queue(self) -> tuple[int, int]:
+        """Crops that wait for the engine or are in it, about; and how many of them keep it busy."""
+        return self.batcher.waiting, round(QUEUED * self.batcher.joined)
 
     @property
     def waited_s(self) -> float:
@@ -77,7 +92,7 @@ class Embedder:
     @property
     def due_s(self) -> float:
         """Seconds until the results of the oldest `submit` can arrive at the earliest; 0 when unknown."""
-        return self.batcher.due_s if self._jobs and self._jobs[0].waiting else 0.0
+        return self.batcher.due_s(self._jobs[0]) if self._jobs and self._jobs[0].waiting else 0.0
 
     def __enter__(self) -> Embedder:
         with ExitStack() as undo:

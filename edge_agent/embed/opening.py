@@ -143,7 +143,10 @@ def make_crop_selector(
     """Return the crop selection of a run, for an entered embedder; `new_track` as in `CropSelector`."""
     budget = None
     if engine.overload == "thin":
-        budget = CropBudget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
+        embedder.deep = True
+        budget = CropBudget(
+            lambda: (embedder.counters.embedded, embedder.engine.run_seconds), lambda: embedder.queue
+        )
     return CropSelector(tracks, budget, new_track)
 
 

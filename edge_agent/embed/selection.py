@@ -137,7 +137,7 @@ class CropSelector:
         )
         most = budget.offer(live, wanted, load.every_nth)
         if most is None:
-            budget.spend(wanted, 0)
+            budget.spend(wanted)
             return
         before = [mask.copy() for mask in masks]
         crops = crops or self._crops(frames)
@@ -145,7 +145,7 @@ class CropSelector:
             crops = crops.take(np.array([frame.live for frame in frames])[crops.frame])
         chosen = self._choose(most, frames, masks, crops)
         spared = [mask & ~was for mask, was in zip(masks, before, strict=True)]
-        budget.spend(chosen, sum(int(np.count_nonzero(mask)) for mask in spared))
+        budget.spend(chosen)
         _count(self.for_overload, frames, spared)
 
     def _choose(self, most: int, frames: Sequence[Candidates], masks: Masks, crops: _Crops) -> int:

@@ -42,10 +42,13 @@ from edge_agent.core.structures import (
 )
 from edge_agent.detect.opening import Detection
 from edge_agent.detect.search import one_by_one
+from edge_agent.embed.batching import JOINED_S
 from edge_agent.embed.capacity import LOST, CropBudget
+from edge_agent.embed.embedder import MOST_QUEUED, QUEUED
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import LONGEST_S, CropSelector
+from edge_agent.engine.base import DEPTH
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.tracks import REVIEW_CROPS, TrackTable
@@ -83,15 +86,15 @@ class Fixed:
 
     def __init__(self, room: int | None) -> None:
         self.room = room
-        self.spent: list[tuple[int, int]] = []
+        self.spent: list[int] = []
 
     def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         assert frames
         assert every_nth >= 1
         return None if self.room is None or wanted <= self.room else self.room
 
-    def spend(self, crops: int, spared: int) -> None:
-        self.spent.append((crops, spared))
+    def spend(self, crops: int) -> None:
+        self.spent.append(crops)
 
 
 def seen(camera: str, track: int, box: np.ndarray, at: float, *, embedded: bool = True) -> TrackObservation:
@@ -149,7 +152,7 @@ def test_with_enough_capacity_all_people_are_embedded() -> None:
     assert embeds(selector, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
     selector.budget = Fixed(3)
     assert embeds(selector, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
-    assert selector.budget.spent == [(3, 0)]
+    assert selector.budget.spent == [3]
     assert selector.for_overload == {}
 
 
@@ -305,8 +308,7 @@ def test_counts_add_up() -> None:
         spared = selector.for_load[camera] + selector.for_overload[camera]
         assert offered[camera] == embedded[camera] + spared
     assert isinstance(selector.budget, Fixed)
-    assert sum(crops for crops, _ in selector.budget.spent) == sum(embedded.values())
-    assert sum(spared for _, spared in selector.budget.spent) == sum(selector.for_overload.values())
+    assert sum(selector.budget.spent) == sum(embedded.values())
 
 
 def test_only_live_cameras_are_thinned() -> None:
@@ -325,7 +327,7 @@ def test_only_live_cameras_are_thinned() -> None:
 
 @dataclass(slots=True)
 class Machine:
-    """An engine and cameras on a simulated clock: rounds of one frame each, two rounds in flight."""
+    """An engine and cameras on a simulated clock: rounds of one frame each, as the pipeline starts them."""
 
     rate: float
     now: float = 0.0
@@ -341,7 +343,11 @@ class Machine:
     all_lost: dict[str, int] = field(default_factory=dict)
     worked_s: float = 0.0
     """By the host."""
-    noted: float = 0.0
+
+    @property
+    def queue(self) -> tuple[int, int]:
+        left = max(0.0, self.busy_until - self.now) * self.rate
+        return round(left), round(QUEUED * max(DEPTH, int(JOINED_S * self.rate)))
 
     def run(
         self, budget: CropBudget | None, cameras: dict[str, tuple[float, int]], until: float
@@ -366,12 +372,14 @@ class Machine:
                     )
             if round_:
                 self._start(budget, round_, chosen, frames, flying)
-            if flying and (not round_ or len(flying) > 1):
+            if flying and (
+                flying[0][0] <= self.now or (len(flying) > 1 and self.queue[0] > MOST_QUEUED * self.queue[1])
+            ):
                 done_at, crops, took = flying.pop(0)
                 self.now = max(self.now, done_at)
                 self.crops, self.seconds = self.crops + crops, self.seconds + took
             elif not round_:
-                self.now = max(self.now, min(due.values()))
+                self.now = max(self.now, min([*due.values(), *(done_at for done_at, _, _ in flying)]))
         return {"lost": lost, "chosen": chosen, "frames": frames}
 
     def _start(
@@ -382,7 +390,7 @@ class Machine:
         most = budget.offer(round_, wanted, 1) if budget is not None else None
         crops = wanted if most is None else min(most, wanted)
         if budget is not None:
-            budget.spend(crops, wanted - crops)
+            budget.spend(crops)
         left = crops
         for frame in round_:
             share = min(len(frame.boxes), left)
@@ -394,8 +402,7 @@ class Machine:
             self.now += crops_s + frames_s
             self.worked_s += crops_s + frames_s
             assert budget is not None
-            budget.host.note(crops, crops_s, frames_s, self.now - self.noted)
-            self.noted = self.now
+            budget.host.note(crops_s, frames_s)
         real = int(crops * (1 - self.refused))
         took = real / self.rate
         self.busy_until = max(self.now, self.busy_until) + took
@@ -404,7 +411,7 @@ class Machine:
 
 def machine(rate: float, **more: Any) -> tuple[Machine, CropBudget]:
     made = Machine(rate, **more)
-    return made, CropBudget(lambda: (made.crops, made.seconds), lambda: made.now)
+    return made, CropBudget(lambda: (made.crops, made.seconds), lambda: made.queue, lambda: made.now)
 
 
 @pytest.mark.parametrize("factor", [1.2, 2.0, 3.0, 10.0])
@@ -486,14 +493,11 @@ def test_a_host_whose_frames_take_all_its_time_still_embeds_for_half_of_it() -> 
     assert reported["chosen"]["a"] == 20 * reported["frames"]["a"]
 
 
-def test_the_slower_one_of_engine_and_host_decides() -> None:
-    for engine, host in ((200, 1000), (1000, 200)):
-        worked = [(0, 0.0), (engine, 1.0)]
-        budget = CropBudget(lambda of=worked: of.pop(0), lambda: 0.0)
-        budget.host.note(host, 1.0, 0.0, 2.0)
-        budget.offer([candidates("a", places(1), 0.0)], 1, 1)
-        budget.spend(1, 0)
-        assert budget.rate == pytest.approx(min(engine, host), rel=0.1)
+@pytest.mark.parametrize(("engine", "host"), [(200, 1000), (1000, 200)])
+def test_the_slower_one_of_engine_and_host_decides(engine: float, host: float) -> None:
+    made, budget = machine(engine, crop_s=0.95 / host)
+    made.run(budget, {"a": (15.0, 100)}, 20.0)
+    assert budget.rate == pytest.approx(min(engine, host), rel=0.1)
 
 
 def calls_of(work: Callable[[], object]) -> int:
@@ -539,12 +543,12 @@ def test_work_on_a_frame_grows_no_faster_than_the_people_in_it() -> None:
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:
     worked, now = (0, 0.0), 0.0
-    budget, rooms = CropBudget(lambda: worked, lambda: now), []
+    budget, rooms = CropBudget(lambda: worked, lambda: (1, 1), lambda: now), []
     for n in range(100):
         now = n * 0.1
         rooms.append(budget.offer([candidates("a", places(20), now - (3600.0 if n >= 50 else 0.0))], 20, 1))
         taken = 20 if rooms[-1] is None else rooms[-1]
-        budget.spend(taken, 20 - taken)
+        budget.spend(taken)
         worked = (worked[0] + taken, worked[1] + taken / 100)
     assert rooms[50] is None
     assert all(room is not None and 8 <= room <= 11 for room in rooms[55:])
@@ -553,25 +557,25 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
 def test_a_slow_detector_is_no_overload() -> None:
     """Frames come late because they take long to look at; the engine has all that time."""
     worked, now = (0, 0.0), 0.0
-    budget, rooms = CropBudget(lambda: worked, lambda: now), []
+    budget, rooms = CropBudget(lambda: worked, lambda: (1, 1), lambda: now), []
     for n in range(200):
         now = n * 0.3
         frame = candidates("a", places(20), now, lost=2 * n, detect_s=0.3)
         rooms.append(budget.offer([frame], 20, 1))
         taken = 20 if rooms[-1] is None else min(20, rooms[-1])
-        budget.spend(taken, 20 - taken)
+        budget.spend(taken)
         worked = (worked[0] + taken, worked[1] + taken / 100)
     assert set(rooms) == {None}
 
 
 def test_frames_skipped_by_the_governor_are_not_lost_and_add_their_time() -> None:
     worked, now = (0, 0.0), 0.0
-    budget, rooms = CropBudget(lambda: worked, lambda: now), []
+    budget, rooms = CropBudget(lambda: worked, lambda: (1, 1), lambda: now), []
     for n in range(100):
         now = n * 0.4
         rooms.append(budget.offer([candidates("a", places(40), now)], 40, 4))
         taken = 40 if rooms[-1] is None else min(40, rooms[-1])
-        budget.spend(taken, 40 - taken)
+        budget.spend(taken)
         worked = (worked[0] + taken, worked[1] + taken / 50)
     assert rooms[-1] == pytest.approx(20, abs=2)
 

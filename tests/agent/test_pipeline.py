@@ -105,6 +105,11 @@ class Embeds:
         return len(self._waiting) > 1
 
     @property
+    def queue(self) -> tuple[int, int]:
+        """Nothing waits."""
+        return 0, 1
+
+    @property
     def due_s(self) -> float:
         """All is there at once."""
         return 0.0
