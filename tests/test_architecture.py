@@ -33,7 +33,7 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 10
 """Outside `cli`, where typer declares each option as a parameter."""
 MAX_NESTING = 4
-MAX_PACKAGE_LINES = 78_000
+MAX_PACKAGE_LINES = 82_000
 """The restructured package had 38,818 lines; raised with capabilities: page, recordings, pictures, fleet."""
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
