@@ -119,6 +119,67 @@ def test_nobody_else_knows_a_stranger(yard: Yard) -> None:
     assert vars_of(yard) == (1, 0, 0, 0)
 
 
+def test_at_15_frames_a_second_a_reply_after_10_ms_is_used_by_the_next_frame(yard: Yard) -> None:
+    people = People(1)
+    yard.gate_knows(people, 0)
+    yard.site.slow_s = 0.01
+    yard.show_until_asked(people, 0)
+    frames, found = 0, []
+    while not found:
+        time.sleep(1 / 15)
+        frames, found = frames + 1, yard.scene.show({1: people.crop(0)})
+    assert found[0].origin == "fleet"
+    assert frames <= 3  # 1 on an idle machine
+
+
+def test_a_full_gallery_has_room_for_who_stands_here(yard: Yard) -> None:
+    people = People(8)
+    with yard.gallery.file.changing() as rows:
+        rows.policy = replace(rows.policy, capacity=3)
+    for who in range(1, 4):
+        yard.gallery.enrol(people.crop(who)[None], np.ones(1), origin=f"x{who}", camera="cam", time=0.0)
+    first = yard.gallery.identities()[0].id
+    wanted = yard.gate_knows(people, 0)
+    yard.show_until_asked(people, 0)
+    wait_for_answers(yard)
+    (decision,) = yard.scene.show({1: None})
+    assert decision.identity == wanted
+    assert len(yard.gallery) == 3
+    assert first not in {one.id for one in yard.gallery.identities()}
+    with yard.gallery.file.reading() as rows:
+        assert not rows.site.is_erased(first)  # the site keeps who had to go here
+
+
+def test_a_person_merged_at_the_site_is_found_by_any_id(yard: Yard) -> None:
+    people = People(2)
+    old, new = yard.gate_knows(people, 0), yard.gate_knows(people, 0)
+    yard.push(Push(people=(PersonChange(old, (new,), "auto", None, None, 60.0, 5.0, "door", None),)))
+    yard.show_until_asked(people, 0)
+    wait_for_answers(yard)
+    (decision,) = yard.scene.show({1: None})
+    assert decision.identity == old
+    assert len(yard.gallery) == 1
+
+
+def test_nothing_of_a_person_who_was_taken_is_sent_as_a_change_of_this_device(yard: Yard) -> None:
+    people = People(1)
+    yard.gate_knows(people, 0)
+    yard.show_until_asked(people, 0)
+    wait_for_answers(yard)
+    (decision,) = yard.scene.show({1: None})
+    yard.worker.sync_now()
+    end = time.monotonic() + 5
+    while not any(device == "yard" for device, _ in yard.site.pushes):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (sent,) = [push for device, push in yard.site.pushes if device == "yard"]
+    assert [one.id for one in sent.people] == [decision.identity]
+    (person,) = sent.people
+    assert person.name is None
+    assert person.exemplars is not None
+    assert {one.camera for one in person.exemplars} == {"cam"}  # its own, not those of the gate
+
+
 def vars_of(yard: Yard) -> tuple[int, int, int, int]:
     counts = yard.asking.counts
     return counts.asked, counts.known, counts.late, counts.unasked
