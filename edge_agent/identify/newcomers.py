@@ -43,7 +43,8 @@ class Newcomers:
         """
         if self._elsewhere is None:
             return []
-        return [track for track in self._shared.tracks.present(camera) if _take_reply(track)]
+        present = self._shared.tracks.present(camera)
+        return [track for track in present if track.question is not None and _take_reply(track)]
 
     def ordered(self, due: Sequence[Track]) -> Sequence[Track]:
         """Return tracks of one camera so that who fits a candidate better is decided before others."""
