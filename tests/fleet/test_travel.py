@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edge_agent.core.config import GallerySettings, IdentifySettings
+from edge_agent.agent.fleet_link import Fleet
+from edge_agent.core.clock import Clock
+from edge_agent.core.config import GallerySettings, IdentifySettings, Settings
 from edge_agent.core.fleet_settings import FleetSettings, TravelSettings
 from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.fleet.travel import (
@@ -26,6 +29,7 @@ from edge_agent.fleet.travel import (
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.elsewhere import Candidate, Question, Reply
+from tests.fleet.memory_store import MemorySite
 from tests.identify.test_identify import D, People, Scene, unit
 
 GIVEN = TravelSettings(between=("gate/out", "hall/in"), shortest_s=20, longest_s=90)
@@ -224,3 +228,27 @@ def test_times_are_learnt_of_who_was_recognised_clearly_by_looks(
     gallery: Gallery, score: float, learnt: int
 ) -> None:
     assert decided(gallery, score, -MOST_SHIFT)[1].recognised == learnt
+
+
+def test_the_settings_reach_the_questions(gallery: Gallery, tmp_path: Path) -> None:
+    given = {"between": ["gate/out", "hall/in"], "shortest_s": 20, "longest_s": 90}
+    fleet = {"enabled": True, "store": "postgresql://hall@127.0.0.1/fleet", "travel": [given]}
+    found = {}
+    for learns in (False, True):
+        settings = Settings.model_validate(
+            {
+                "state_dir": str(tmp_path),
+                "mqtt": {"site": "shop", "device": "hall"},
+                "fleet": {**fleet, "learn_travel": learns},
+            }
+        )
+        fleet = Fleet.of(settings, gallery, Clock(), MemorySite(dimension=D).store("hall"))
+        with fleet.worker:
+            assert fleet.asking is not None
+            assert fleet.asking.longest_s == settings.fleet.ask_ms / 1000
+            travel_ = fleet.asking.travel
+            assert travel_ is not None
+            assert travel_.shift("gate", "out", "in", 1.0) == MOST_SHIFT
+            travel_.learn("yard", "out", "in", 5.0)
+            found[learns] = gallery.facts.get(TRAVEL_FACT)
+    assert found == {False: None, True: [["yard/out", "hall/in", [5.0]]]}
