@@ -38,7 +38,7 @@ from edge_agent.core.names import checked_name, composed, is_id
 from edge_agent.core.setting_types import LONGEST_TTL_HOURS, Id
 from edge_agent.core.text import is_visible, visible
 from edge_agent.core.timing import LATEST_TIME
-from edge_agent.gallery.exemplars import checked_exemplars
+from edge_agent.gallery.exemplars import MOST_FOREIGN, checked_exemplars
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.rows import CAMERAS_FACT, Imported, Kind, Rows
@@ -86,7 +86,12 @@ def _is_opaque(text: str) -> str:
 Text = Annotated[str, AfterValidator(_is_text)]
 Opaque = Annotated[str, AfterValidator(_is_opaque)]
 Time = Annotated[float, Field(strict=True, ge=0.0, le=LATEST_TIME)]
-Camera = Annotated[str, Field(max_length=0)] | Id
+Camera = (
+    Annotated[str, Field(max_length=0)]
+    | Id
+    | Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}/[a-z0-9_-]{0,64}$")]
+)
+"""Of this device, or ``DEVICE/CAMERA`` of another one, see `edge_agent.gallery.fleet_rows`."""
 Epoch = Annotated[int, Field(strict=True, ge=0, le=_MOST_EPOCHS)]
 Cosine = Annotated[float, Field(strict=True, ge=-1.0, le=1.0)]
 
@@ -117,7 +122,7 @@ class ArchivedIdentity(BaseModel):
     """Seconds from the last sighting to the export, so that an import depends on no wall clock. None, as in
     old archives: unknown; the person counts as seen just now."""
     former_ids: tuple[Opaque, ...]
-    exemplars: Annotated[tuple[Exemplar, ...], Field(max_length=MOST_EXEMPLARS)]
+    exemplars: Annotated[tuple[Exemplar, ...], Field(max_length=MOST_EXEMPLARS + MOST_FOREIGN)]
 
 
 class _SiteScores(BaseModel):

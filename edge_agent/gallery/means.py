@@ -106,6 +106,8 @@ class CameraMeans:
         """Number of guests and the sum of their vectors, `(D,)`, by number of view."""
         self.shared: dict[int, tuple[float, Sums]] = {}
         """The same of cameras of other devices, as these count them: instead of the votes here."""
+        self._elsewhere: dict[tuple[str, int], tuple[float, Sums]] = {}
+        """What other devices count, also of views from which there is nothing here."""
         self.latest: dict[str, dict[str, Seen]] = {}
         """Latest people by camera, the oldest first, by a key that a person keeps."""
         self._biases: dict[int, Bias] = {}  # of the present votes and offsets
@@ -121,7 +123,9 @@ class CameraMeans:
             self._sums = np.concatenate([self._sums, row])
             self._people = np.append(self._people, 0.0)
             self.offsets = np.concatenate([self.offsets, row.astype(np.float32)])
-            if self.guests or self._people.any():
+            if key in self._elsewhere:
+                self.shared[self._numbers[key]] = self._elsewhere[key]
+            if self.guests or self.shared or self._people.any():
                 self.move(len(self.offsets) - 1, self.wanted()[-1])
         return self._numbers[key]
 
@@ -174,7 +178,10 @@ class CameraMeans:
     def share_all(self, means: Iterable[tuple[str, int, float, Sums]]) -> None:
         """Let the means of views of other devices count: camera, epoch, number of people, sum `(D,)`."""
         self._biases.clear()
-        self.shared = {self.view(camera, epoch): (people, total) for camera, epoch, people, total in means}
+        self._elsewhere = {(camera, epoch): (people, total) for camera, epoch, people, total in means}
+        self.shared = {
+            number: self._elsewhere[key] for key, number in self._numbers.items() if key in self._elsewhere
+        }
 
     def own(self) -> list[tuple[str, int, float, Sums]]:
         """Return camera, epoch, number of people and sum `(D,)` of the views of this device.

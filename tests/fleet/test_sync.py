@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +19,32 @@ from edge_agent.fleet.store import StoreDown
 from edge_agent.fleet.sync import Sync
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery import erasure as erasing
+from edge_agent.gallery.archive import export_gallery, import_archive
+from edge_agent.gallery.crop_rows import Shot
+from edge_agent.gallery.reembedding import Reembedding
+from edge_agent.gallery.sync import Space
 from tests.fleet.memory_store import MemorySite
 
 D = 8
+
+
+class Time:
+    """The clocks of a machine that never was off."""
+
+    boot = "one"
+
+    def __init__(self) -> None:
+        self.wall_s: float | None = None
+        self.passed_s = 0.0
+
+    def running(self) -> float:
+        return 1000.0 + self.passed_s
+
+    def wall(self) -> float:
+        return (time.time() if self.wall_s is None else self.wall_s) + self.passed_s
+
+    def synchronised(self) -> bool:
+        return self.wall_s is None
 
 
 class Device:
@@ -31,13 +55,14 @@ class Device:
         self.folder = folder
         self.settings = GallerySettings(**settings)
         self.site = site
+        self.clock_source = Time()
         self.stack = ExitStack()
         self.open()
 
     def open(self) -> None:
         """Start, as after a kill: only the file is left."""
         self.stack.close()
-        clock = Clock.open(self.folder / f"{self.name}.json")
+        self.clock = clock = Clock.open(self.folder / f"{self.name}.json", self.clock_source)
         self.gallery = self.stack.enter_context(
             Gallery(
                 self.folder / f"{self.name}.db",
@@ -54,6 +79,10 @@ class Device:
         return self.gallery.enrol(
             near(seed), np.ones(1), origin=f"s:{camera}:{seed}", camera=camera, time=1e9, **more
         )
+
+    def older(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock_source.passed_s += seconds
 
     def step(self) -> None:
         asyncio.run(self.sync.step())
@@ -242,3 +271,158 @@ def test_a_device_that_returns_late_erases_what_the_site_does_not_have(
     exchange(b, a)
     assert {one.id for one in b.gallery.identities()} == {stays.id, own.id}
     assert content(a) == content(b)
+
+
+def test_an_archive_has_what_others_contributed(make: Callable[..., Device], tmp_path: Path) -> None:
+    a, b = make("a"), make("b")
+    person = a.enrol(1, name="Ada")
+    exchange(a, b)
+    number = b.gallery.get("Ada").number
+    b.gallery.add_exemplars(number, near(2), np.ones(1), origin="s:x:1", camera="x", time=1e9)
+    export_gallery(b.gallery, tmp_path / "copy.zip")
+    with Gallery(tmp_path / "new.db", GallerySettings(), space="s", dimension=D) as new:
+        assert import_archive(new, tmp_path / "copy.zip").added == 1
+        assert set(new.exemplars(1)[2]) == {f"fleet/a/{person.id}", "s:x:1"}
+        with pytest.raises(InputError, match="device a"):
+            new.corrections.split(1, f"fleet/a/{person.id}")
+
+
+def test_an_archive_of_somebody_who_was_erased_at_the_site_does_not_bring_them_back(
+    make: Callable[..., Device], tmp_path: Path
+) -> None:
+    a, b = make("a"), make("b")
+    person = a.enrol(1, name="Ada")
+    export_gallery(a.gallery, tmp_path / "copy.zip")
+    exchange(a, b)
+    erasing.forget(a.gallery, person.number)
+    exchange(a, b)
+    import_archive(b.gallery, tmp_path / "copy.zip")
+    assert b.gallery.get("Ada").id == person.id
+    exchange(b, a)
+    assert content(a) == content(b) == []
+
+
+def test_pruning_counts_own_exemplars_only(make: Callable[..., Device]) -> None:
+    a, b = make("a", max_exemplars=3), make("b", max_exemplars=3)
+    person = a.enrol(1)
+    number = person.number
+    for seed in range(2, 8):
+        a.gallery.add_exemplars(number, near(seed), np.ones(1), origin=f"s:x:{seed}", camera="x", time=1e9)
+    exchange(a, b)
+    there = b.gallery.get(person.id).number
+    for seed in range(12, 18):
+        b.gallery.add_exemplars(there, near(seed), np.ones(1), origin=f"s:y:{seed}", camera="y", time=1e9)
+    exchange(b, a)
+    for device, mine in ((a, "s:"), (b, "s:")):
+        origins = device.gallery.exemplars(device.gallery.get(person.id).number)[2]
+        assert sum(origin.startswith(mine) for origin in origins) == 3
+        assert sum(origin.startswith("fleet/") for origin in origins) == 3
+
+
+def test_a_full_gallery_keeps_whom_it_saw_later(make: Callable[..., Device]) -> None:
+    a, b = make("a"), make("b", capacity=3)
+    for seed in range(5):
+        a.enrol(seed)
+    a.step()
+    time.sleep(0.02)
+    own = b.enrol(20)
+    b.step()
+    assert len(b.gallery) == 3
+    assert own.id in {one.id for one in b.gallery.identities()}
+    assert len(a.gallery) == 5
+    assert not any(notice.kind == "forgotten" for notice in a.gallery.notices.waiting())
+
+
+def test_a_person_who_is_seen_elsewhere_does_not_expire_here(
+    make: Callable[..., Device], site: MemorySite
+) -> None:
+    a, b = make("a"), make("b", ttl_hours=1.0)
+    person = a.enrol(1)
+    exchange(a, b)
+    b.older(1800.0)
+    site.now += 1800.0
+    a.gallery.touch(person.number, 1e9)
+    a.older(0.0)
+    with a.gallery.file.changing() as rows:
+        rows.fleet.note_all()
+    exchange(a, b)
+    b.older(2000.0)
+    assert b.gallery.retention.expire() == []
+    b.older(2000.0)
+    assert len(b.gallery.retention.expire()) == 1
+
+
+def test_a_device_that_starts_in_1970_sends_ages(make: Callable[..., Device], site: MemorySite) -> None:
+    a, b = make("a"), make("b")
+    a.clock_source.wall_s = 100.0
+    a.open()
+    a.enrol(1)
+    a.older(60.0)
+    exchange(a, b)
+    (person,) = site.roots()
+    assert site.now - person.last_seen == pytest.approx(60, abs=5)
+    assert site.now - person.first_seen == pytest.approx(60, abs=5)
+    (there,) = b.gallery.identities()
+    assert there.last_seen == pytest.approx(b.clock.label() - 60, abs=5)
+
+
+def test_nothing_is_noted_before_the_first_start_and_after_leaving(make: Callable[..., Device]) -> None:
+    a = make("a")
+    a.enrol(1)
+    with a.gallery.file.reading() as rows:
+        assert rows.fleet.waiting() == 0
+    a.step()
+    a.enrol(2)
+    with a.gallery.file.changing() as rows:
+        assert rows.fleet.waiting() == 1
+        rows.fleet.leave()
+    a.enrol(3)
+    with a.gallery.file.reading() as rows:
+        assert rows.fleet.waiting() == 0
+        assert rows.store.value("SELECT count(*) FROM sqlite_temp_master") == 0
+        assert rows.fleet.device is None
+
+
+def test_a_command_beside_the_agent_is_sent_too(make: Callable[..., Device], tmp_path: Path) -> None:
+    a, b = make("a"), make("b")
+    person = a.enrol(1)
+    exchange(a, b)
+    with Gallery.existing(tmp_path / "a.db", clock=a.clock) as beside:
+        beside.rename(person.number, "Ada")
+    exchange(a, b)
+    assert b.gallery.get("Ada").id == person.id
+    with Gallery.existing(tmp_path / "a.db", clock=a.clock) as beside:
+        erasing.forget(beside, person.number)
+    exchange(a, b)
+    assert content(b) == []
+
+
+def test_another_device_name_sends_everything_again(make: Callable[..., Device], site: MemorySite) -> None:
+    a = make("a")
+    a.enrol(1)
+    exchange(a)
+    with a.gallery.file.changing() as rows:
+        rows.fleet.start("z")
+        assert (rows.site.mark, rows.site.receipts, rows.fleet.waiting()) == (0, [], 1)
+    del site
+
+
+def test_reembedding_sends_the_new_embeddings(make: Callable[..., Device], tmp_path: Path) -> None:
+    a, b = make("a"), make("b")
+    person = a.enrol(1)
+    exchange(a, b)
+    shot = Shot("s:door:1", "door", 1e9, 1.0, near(1)[0], b"picture")
+    with b.gallery.file.changing() as rows:
+        rows.crops.add(b.gallery.get(person.id).number, [shot], "kept", 4)
+    b.stack.close()
+    with Reembedding(tmp_path / "b.db", None) as moving:
+        moving.begin(Space("other", D))
+        for batch in moving.batches(10):
+            moving.store([row for row, _ in batch], [near(9)[0] for _ in batch])
+        moving.finish()
+    clock = Clock.open(tmp_path / "b.json")
+    with Gallery(tmp_path / "b.db", b.settings, space="other", dimension=D, owner=True, clock=clock) as moved:
+        assert [len(moved.exemplars(one.number)[2]) for one in moved.identities()] == [1]
+        assert moved.exemplars(moved.get(person.id).number)[2] == ("s:door:1",)  # the others' are of the old
+        with moved.file.reading() as rows:
+            assert rows.fleet.waiting() == 1
