@@ -272,9 +272,9 @@ class Applier:
     def _finish(self, page: Page) -> Iterator[None]:
         complete = page.upto >= page.version
         with self.gallery.file.reading() as rows:
-            sweeps = complete and rows.site.copy == "erase"
-        if sweeps:
-            yield from self._sweep()
+            copy = rows.site.copy
+        if complete and copy is not None:
+            yield from self._sweep(erase=copy == "erase")
         with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
             known = set(rows.apart.pairs())
             for pair in page.apart:
@@ -299,13 +299,19 @@ class Applier:
             camera = mean.camera if own else foreign_camera(mean.device, mean.camera)
             rows.site.put_mean(camera, mean.epoch, mean.people, total)
 
-    def _sweep(self) -> Iterator[None]:
-        """Erase what the site had and does not have any more, by a full copy that is complete."""
+    def _sweep(self, *, erase: bool) -> Iterator[None]:
+        """Delete what the site does not have any more, by a full copy that is complete.
+
+        That is what other devices contributed, who send it again to a store that was restored, and with
+        `erase` also people.
+        """
         with self.gallery.file.reading() as rows:
-            gone = rows.fleet.gone()
+            gone = rows.fleet.gone() if erase else []
         yield from self._each(gone, self.erase)
-        with self.gallery.file.changing(durable=False) as rows:
-            rows.fleet.drop_unknown_erasures()
+        if erase:
+            with self.gallery.file.changing(durable=False) as rows:
+                rows.fleet.drop_unknown_erasures()
+        with self.gallery.file.reading() as rows:
             ended = rows.store.rows(
                 f"SELECT DISTINCT number, origin FROM exemplar WHERE {FOREIGN}"  # noqa: S608 - constants
                 " AND origin NOT IN (SELECT key FROM fleet_copied)"

@@ -493,6 +493,8 @@ class History:
         self.site.lost_answers = 1 + other % 2
 
     def passes(self, seconds: float) -> None:
+        for device in self.devices:
+            device.close_task()  # its calls have deadlines of seconds
         self.site.now += seconds
         for device in self.devices:
             device.time.passes(seconds)
