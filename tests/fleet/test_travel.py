@@ -242,11 +242,11 @@ def test_the_settings_reach_the_questions(gallery: Gallery, tmp_path: Path) -> N
                 "fleet": {**fleet, "learn_travel": learns},
             }
         )
-        fleet = Fleet.of(settings, gallery, Clock(), MemorySite(dimension=D).store("hall"))
-        with fleet.worker:
-            assert fleet.asking is not None
-            assert fleet.asking.longest_s == settings.fleet.ask_ms / 1000
-            travel_ = fleet.asking.travel
+        link = Fleet.of(settings, gallery, Clock(), MemorySite(dimension=D).store("hall"))
+        with link.worker:
+            assert link.asking is not None
+            assert link.asking.longest_s == settings.fleet.ask_ms / 1000
+            travel_ = link.asking.travel
             assert travel_ is not None
             assert travel_.shift("gate", "out", "in", 1.0) == MOST_SHIFT
             travel_.learn("yard", "out", "in", 5.0)
