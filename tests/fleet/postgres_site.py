@@ -29,7 +29,10 @@ def run(work: Coroutine[Any, Any, T], seconds: float = 60.0) -> T:
     """Run a coroutine to its end."""
 
     async def bounded() -> T:
-        return await asyncio.wait_for(work, seconds)
+        try:
+            return await asyncio.wait_for(work, seconds)
+        finally:
+            await asyncio.sleep(0.02)  # connections that were aborted end in the loop
 
     with ThreadPoolExecutor(1) as thread:  # a test's own loop may run in this one
         return thread.submit(asyncio.run, bounded()).result()
