@@ -261,6 +261,8 @@ class SiteState:
     conflicts: tuple[tuple[str, str], ...]
     """Pairs of ids that are probably one person but have two names."""
     devices: tuple[DeviceState, ...]
+    indexed: bool | None = None
+    """Whether questions use an index; None: the site does not need one. `fleet init` builds it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.errors import InputError
-from edge_agent.fleet.postgres import withdrawing
+from edge_agent.fleet.postgres import search, withdrawing
 from edge_agent.fleet.postgres.connection import SCHEMA, Login, bounded, logged_in
 from edge_agent.fleet.postgres.migrations import MIGRATIONS, SCHEMA_VERSION, check_schema, schema_statements
-from edge_agent.fleet.postgres.search import SITE_FORM, index_statement, literal
+from edge_agent.fleet.postgres.search import literal
 from edge_agent.fleet.store import StoreRefused
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ GROUP = "edge_agent_device"
 """The role without login that has the rights of devices."""
 ADMIN_S = 600.0
 """Deadline; a migration may rewrite a table."""
+INDEX_S = 6 * 3600.0
+"""Deadline of the making of an index, of millions of exemplars."""
 LEAST_SERVER = 140000
 LEAST_VECTOR = (0, 8)
 LONGEST_ROLE = 63
@@ -60,9 +62,10 @@ class NewSite:
 async def init(login: Login, new: NewSite) -> tuple[str, ...]:
     """Make or update the tables, the role of devices, and a site; return what was done, a line each.
 
-    A repetition changes nothing but the times to live.
+    A repetition sets the times to live, and builds the index of a site that has become large, without
+    holding up devices.
     """
-    if SITE_FORM.fullmatch(new.site) is None:
+    if search.SITE_FORM.fullmatch(new.site) is None:
         raise InputError(f"{new.site!r} is no name of a site: use 1 to 64 letters, digits, '.', '_' and '-'")
 
     async def work(connection: Connection) -> tuple[str, ...]:
@@ -71,7 +74,8 @@ async def init(login: Login, new: NewSite) -> tuple[str, ...]:
         done += await _site(connection, login.where, new)
         return tuple(done)
 
-    return await _administered(login, work)
+    done = await _administered(login, work)
+    return done + await bounded(_index(login, new), INDEX_S, login.where)
 
 
 async def join(login: Login, site: str, device: str, role: str, password: str | None = None) -> None:
@@ -140,8 +144,11 @@ def init_sql(new: NewSite) -> str:
         f" VALUES ({literal(new.site)}, {_quoted(new.space)}, {new.dimension}, {_number(new.ttl_s)},"
         f" {_number(new.enrolled_ttl_s)});",
     ]
-    index = index_statement(new.site, new.dimension)
-    return "\n".join([*lines, *([] if index is None else [f"{index};"]), "COMMIT;"]) + "\n"
+    lines.append("COMMIT;")
+    if new.dimension <= search.MOST_INDEXED_NUMBERS:
+        lines.append(f"-- `fleet init` adds this from {search.EXACT_UP_TO} embeddings on:")
+        lines += [f"-- {one};" for one in search.index_statements(new.site, new.dimension)]
+    return "\n".join(lines) + "\n"
 
 
 def _quoted(text: str) -> str:
@@ -212,10 +219,7 @@ async def _tables(connection: Connection, where: str) -> list[str]:
     """Make the tables, or bring them to this program's version."""
     if not await connection.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", GROUP):
         await connection.execute(f"CREATE ROLE {GROUP} NOLOGIN")
-    path = await connection.fetchval(
-        "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
-        " WHERE e.extname = 'vector'"
-    )
+    path = await _vector_schema(connection)
     if not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", SCHEMA):
         await connection.execute(schema_statements(path))
         return [f"tables of version {SCHEMA_VERSION} created"]
@@ -254,10 +258,43 @@ async def _site(connection: Connection, where: str, new: NewSite) -> list[str]:
     )
     if found is not None:
         return [f"times to live of site {new.site} set"]
-    index = index_statement(new.site, new.dimension)
-    if index is not None:
-        await connection.execute(index)
     return [f"site {new.site} created"]
+
+
+async def _index(login: Login, new: NewSite) -> tuple[str, ...]:
+    """Build the index of a large site that has none; one whose making was interrupted is made again."""
+    connection = await logged_in(login)
+    try:
+        path = await _vector_schema(connection)
+        await connection.execute(f"SET search_path = {SCHEMA}, {path}, pg_temp")
+        name = search.index_name(new.site)
+        row = await connection.fetchrow(
+            f"SELECT exemplars, {search.IS_INDEXED} AS indexed, to_regclass($2) IS NOT NULL AS begun,"  # noqa: S608
+            " (SELECT relkind = 'p' FROM pg_class WHERE oid = 'exemplar'::regclass) AS partitioned"
+            " FROM site WHERE site = $1",
+            new.site,
+            name,
+        )
+        small = row is None or row["exemplars"] <= search.EXACT_UP_TO
+        if row is None or small or row["indexed"] or new.dimension > search.MOST_INDEXED_NUMBERS:
+            return ()
+        if row["begun"]:
+            await connection.execute(f"DROP INDEX {name}")
+        partitioned = row["partitioned"]
+        for statement in search.index_statements(new.site, new.dimension, partitioned=partitioned):
+            await connection.execute(statement)
+        return (f"index of {row['exemplars']} exemplars built",)
+    finally:
+        connection.terminate()
+
+
+async def _vector_schema(connection: Connection) -> str:
+    """Return where the extension is, quoted."""
+    found: str = await connection.fetchval(
+        "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+        " WHERE e.extname = 'vector'"
+    )
+    return found
 
 
 async def _check_site(connection: Connection, where: str, site: str) -> None:

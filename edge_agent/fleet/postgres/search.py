@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 MOST_INDEXED_NUMBERS = 2000
 """Longest vectors that pgvector indexes; sites with longer ones are searched exactly."""
-EXACT_UP_TO = 5000
-"""Exemplars of a site up to which every one is compared; the index is not faster there, and approximate."""
+EXACT_UP_TO = 10_000
+"""Exemplars of a site up to which every one is compared. An index would hardly be faster, and makes changes
+slower: it is built for sites that are larger."""
 EF_SEARCH = 100
 """Rows that a search of the index visits closely; see docs/decisions/071 for the recall."""
 NEAREST = 40
@@ -29,6 +30,8 @@ EVIDENCE = 4
 SITE_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """A site's name stands in SQL, since an index of one site is only used where its name is a constant."""
 
+IS_INDEXED = "coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($2)), false)"
+"""Whether an index, the second parameter, is there and complete."""
 SETTINGS = (
     f"SET LOCAL hnsw.ef_search = {EF_SEARCH}; SET LOCAL hnsw.iterative_scan = 'relaxed_order';"
     " SET LOCAL jit = off;"
@@ -36,18 +39,21 @@ SETTINGS = (
 """For transactions that search. Iterative: rows that a condition drops are replaced by others."""
 
 
-def index_statement(site: str, dimension: int) -> str | None:
-    """Return the statements that make the index of a site; None: vectors are too long for one.
+def index_name(site: str) -> str:
+    """Return the name of the index of a site."""
+    return "exemplar_near_" + hashlib.sha256(site.encode()).hexdigest()[:16]
 
-    ANALYZE keeps no samples of it, which would outlive a person.
+
+def index_statements(site: str, dimension: int, *, partitioned: bool = False) -> tuple[str, str]:
+    """Return the statements that make the index of a site, while others read and write.
+
+    Writers wait for it where the table is partitioned: PostgreSQL does not do it otherwise. ANALYZE keeps no
+    samples of the index, which would outlive a person.
     """
-    if dimension > MOST_INDEXED_NUMBERS:
-        return None
-    name = "exemplar_near_" + hashlib.sha256(site.encode()).hexdigest()[:16]
     return (
-        f"CREATE INDEX IF NOT EXISTS {name} ON exemplar"
-        f" USING hnsw ((embedding::vector({dimension})) vector_cosine_ops) WHERE site = {literal(site)};"
-        f" ALTER INDEX {name} ALTER COLUMN 1 SET STATISTICS 0"
+        f"CREATE INDEX {'' if partitioned else 'CONCURRENTLY '}{index_name(site)} ON exemplar"
+        f" USING hnsw ((embedding::vector({dimension})) vector_cosine_ops) WHERE site = {literal(site)}",
+        f"ALTER INDEX {index_name(site)} ALTER COLUMN 1 SET STATISTICS 0",
     )
 
 
@@ -80,13 +86,15 @@ class Searched:
 
 
 async def searched(connection: Connection, site: str, dimension: int) -> tuple[Searched, int, float]:
-    """Return how a site is searched, its number of people, and the time of the store's clock."""
+    """Return how a site is searched, its number of people, and the time."""
     row = await connection.fetchrow(
-        f"SELECT people, exemplars, {rows.NOW} AS now FROM site WHERE site = $1",  # noqa: S608
+        f"SELECT people, exemplars, {IS_INDEXED} AS indexed, {rows.NOW} AS now"  # noqa: S608
+        " FROM site WHERE site = $1",
         site,
+        index_name(site),
     )
     assert row is not None
-    exact = row["exemplars"] <= EXACT_UP_TO or dimension > MOST_INDEXED_NUMBERS
+    exact = row["exemplars"] <= EXACT_UP_TO or not row["indexed"]
     return Searched(site, dimension, exact), row["people"], row["now"]
 
 
@@ -94,9 +102,12 @@ async def ask(connection: Connection, site: str, vectors: Vectors, most: int) ->
     """Return the nearest people to evidence, see `FleetStore.ask`."""
     how, people, now = await searched(connection, site, vectors.shape[1])
     found = await connection.fetch(
-        "SELECT p.root, min(near.distance) AS distance FROM unnest($2::vector[]) AS q (vector)"  # noqa: S608
-        f" CROSS JOIN LATERAL ({how.nearest()}) AS near JOIN person p ON p.site = $1 AND p.id = near.id"
-        " WHERE p.forgotten IS NULL GROUP BY p.root ORDER BY distance, p.root LIMIT $3",
+        "WITH near AS MATERIALIZED (SELECT near.id, min(near.distance) AS distance"  # noqa: S608
+        f"  FROM unnest($2::vector[]) AS q (vector)"
+        f"  CROSS JOIN LATERAL ({how.nearest()}) AS near GROUP BY near.id)"
+        " SELECT p.root, min(near.distance) AS distance FROM near"
+        " JOIN person p ON p.site = $1 AND p.id = near.id"
+        " GROUP BY p.root ORDER BY distance, p.root LIMIT $3",
         site,
         packed(vectors),
         most,
@@ -149,9 +160,10 @@ async def _neighbours(connection: Connection, how: Searched, ids: Sequence[str])
     """Return the people nearest to the best exemplars of a person whose ids are given."""
     found = await connection.fetch(
         "WITH q AS (SELECT embedding AS vector FROM exemplar WHERE site = $1 AND id = ANY($2::text[])"  # noqa: S608
-        " ORDER BY number, quality DESC LIMIT $3)"
-        " SELECT p.root, min(near.distance) AS distance FROM q"
-        f" CROSS JOIN LATERAL ({how.nearest('e.id <> ALL($2::text[])')}) AS near"
+        " ORDER BY number, quality DESC LIMIT $3),"
+        " near AS MATERIALIZED (SELECT near.id, min(near.distance) AS distance FROM q"
+        f"  CROSS JOIN LATERAL ({how.nearest('e.id <> ALL($2::text[])')}) AS near GROUP BY near.id)"
+        " SELECT p.root, min(near.distance) AS distance FROM near"
         " JOIN person p ON p.site = $1 AND p.id = near.id"
         " GROUP BY p.root ORDER BY distance, p.root LIMIT $4",
         how.site,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_agent.fleet import rules
-from edge_agent.fleet.postgres import merging, rows
+from edge_agent.fleet.postgres import merging, rows, search
 from edge_agent.fleet.records import DeviceState, SiteState
 
 if TYPE_CHECKING:
@@ -103,11 +103,14 @@ async def state(connection: Connection, site: str) -> SiteState:
     """Return the site for `status`."""
     row = await connection.fetchrow(
         "SELECT site, space, dimension, (SELECT schema FROM meta) AS schema, version, horizon,"  # noqa: S608
-        f" {rows.NOW} AS now, people, exemplars, (SELECT count(*) FROM person p WHERE p.site = $1"
-        " AND forgotten IS NOT NULL) AS tombstones, ttl_s, enrolled_ttl_s FROM site WHERE site = $1",
+        f" {rows.NOW} AS now, people, exemplars, {search.IS_INDEXED} AS indexed,"
+        " (SELECT count(*) FROM person p WHERE p.site = $1 AND forgotten IS NOT NULL) AS tombstones,"
+        " ttl_s, enrolled_ttl_s FROM site WHERE site = $1",
         site,
+        search.index_name(site),
     )
     assert row is not None
+    needed = row["exemplars"] > search.EXACT_UP_TO and row["dimension"] <= search.MOST_INDEXED_NUMBERS
     conflicts = await connection.fetch(
         "SELECT one, other FROM conflict c WHERE site = $1"
         " AND (SELECT count(*) FROM person p WHERE p.site = $1 AND p.id IN (c.one, c.other)"
@@ -117,7 +120,7 @@ async def state(connection: Connection, site: str) -> SiteState:
         site,
     )
     return SiteState(
-        **dict(row),
+        **{**row, "indexed": row["indexed"] if needed else None},
         conflicts=tuple((pair["one"], pair["other"]) for pair in conflicts),
         devices=await devices(connection, site),
     )
