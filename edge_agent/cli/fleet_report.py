@@ -32,6 +32,10 @@ def site_lines(site: SiteState, own: str) -> list[str]:
         f" version {site.version}",
         f"space {site.space} ({site.dimension} numbers), tables of version {site.schema}",
     ]
+    if site.indexed is False:
+        lines.append(
+            "searches compare all embeddings, which is slow: run `edge-agent fleet init` for an index"
+        )
     rows = [
         (
             f"{one.device} (this device)" if one.device == own else one.device,

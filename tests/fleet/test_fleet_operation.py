@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.fleet.postgres import search
 from edge_agent.fleet.records import Push
 from edge_agent.gallery import Gallery
 from tests.conftest import REPO
@@ -63,7 +64,9 @@ def test_a_site_that_is_restored_from_a_backup_is_refilled(tmp_path: Path, datab
 
 
 @pytest.mark.slow
-def test_partitions_as_documented(tmp_path: Path, database: Database) -> None:
+def test_partitions_as_documented(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (REPO / "docs" / "fleet.md").read_text(), re.DOTALL)
     (block,) = (one for one in blocks if "PARTITION BY HASH" in one)
     block = block.replace("--space SPACE --dimension 256", "--space test --dimension 8 --config /dev/null")
@@ -97,3 +100,7 @@ def test_partitions_as_documented(tmp_path: Path, database: Database) -> None:
     run(work())
     plan = database.sql("EXPLAIN SELECT * FROM edge_agent.person WHERE site = 'plant-7'")
     assert plan.count("person") <= 3, "only one partition is read"
+
+    monkeypatch.setattr(search, "EXACT_UP_TO", 10)
+    assert site.init(ttl_s=60.0)[-1] == "index of 29 exemplars built"
+    assert site.init(ttl_s=60.0) == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edge_agent.cli.fleet_report import site_lines
 from edge_agent.fleet.postgres import search
 from edge_agent.fleet.records import PersonChange, Push, SharedExemplar, Vectors
 from edge_agent.fleet.store import FleetStore
@@ -55,7 +56,9 @@ def test_recall_of_the_index(database: Database, monkeypatch: pytest.MonkeyPatch
         assert [found[0] for found in exact] == [f"one-{person}" for person in range(0, PEOPLE, 5)]
         assert (await store.state()).indexed is None
         monkeypatch.setattr(search, "EXACT_UP_TO", 100)
-        assert (await store.state()).indexed is False
+        state = await store.state()
+        assert state.indexed is False
+        assert "edge-agent fleet init" in " ".join(site_lines(state, "a"))
         assert [await ids(store, vectors) for vectors in questions] == exact, "there is no index yet"
         for site in sites:
             assert site.init() == ("index of 1200 exemplars built",)

@@ -45,6 +45,10 @@ def fleet(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
         f" version {site.schema}"
     )
     findings.insert(0, Finding("fleet", "ok", found))
+    if site.indexed is False:
+        found = f"a search compares all {site.exemplars} embeddings, which is slow"
+        advice = "run edge-agent fleet init as administrator: it builds an index, and devices go on meanwhile"
+        findings.append(Finding("fleet index", "warning", found, advice))
     if abs(offset_s) > OFFSET_S:
         side = "ahead of" if offset_s > 0 else "behind"
         found = f"the server's clock is {abs(offset_s):.0f} s {side} this one"
