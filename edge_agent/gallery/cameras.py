@@ -105,10 +105,10 @@ class Cameras:
             lacking = [view for view in dict.fromkeys(views) if own.find(*view) is None]
             nobody = (0.0, np.zeros(self._file.space.dimension))
             found = [means.get(view, nobody) for view in lacking]
-            further = own.with_others(
-                np.array([people for people, _ in found]), np.array([total for _, total in found])
-            )
-            offsets = dict(zip(lacking, further, strict=True))
+            offsets: dict[View, Vectors] = {}
+            if found:
+                people, totals = (np.array(each) for each in zip(*found, strict=True))
+                offsets = dict(zip(lacking, own.with_others(people, totals), strict=True))
             for view in set(views) - offsets.keys():
                 offsets[view] = own.offsets[own.view(*view)]
             return centred(vectors, np.stack([offsets[view] for view in views]))

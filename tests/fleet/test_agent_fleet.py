@@ -26,6 +26,9 @@ from edge_agent.detect.opening import Detection
 from edge_agent.detect.search import one_by_one
 from edge_agent.fleet.records import Push
 from edge_agent.gallery import audit
+from edge_agent.offline.replay.recording import Recording
+from edge_agent.offline.replay.run import replay
+from edge_agent.record.recorder import FOLDER
 from tests.agent.test_agent import wait_for
 from tests.fleet.memory_store import MemorySite
 
@@ -90,7 +93,9 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, site: MemorySite, device: str, **sections: Any) -> Iterator[Running]:
+def running(
+    folder: Path, site: MemorySite, device: str, *, away: bool = False, **sections: Any
+) -> Iterator[Running]:
     state = folder / device
     values = {
         "state_dir": state,
@@ -101,7 +106,7 @@ def running(folder: Path, site: MemorySite, device: str, **sections: Any) -> Ite
         "fleet": {"enabled": True, "store": "postgresql://a@127.0.0.1:1/b", "sync_s": 0.1},
         **sections,
     }
-    camera, stop, outcomes = Camera("door"), threading.Event(), []
+    camera, stop, outcomes = Camera("door", away=away), threading.Event(), []
     agent = Agent(
         load(None, values),
         Outputs(events=state / "events.jsonl"),
@@ -184,3 +189,41 @@ def test_a_frozen_store_delays_no_frame_and_no_stop(tmp_path: Path, site: Memory
         wait_for("the end", lambda: gate.agent.summary is not None)
     took = time.monotonic() - began
     assert took < 3.0, f"{took:.2f} s"
+
+
+def test_a_stranger_is_asked_about_and_the_run_can_be_replayed(tmp_path: Path, site: MemorySite) -> None:
+    """The hall has no page with the person: it exchanges once an hour."""
+    rarely = {"enabled": True, "store": "postgresql://a@127.0.0.1:1/b", "sync_s": 3600, "ask_ms": 2000}
+    given: dict[str, Any] = {"identify": {"threshold": 0.6}, "record": {"enabled": True}, "fleet": rarely}
+    with running(tmp_path, site, "hall", away=True, **given) as hall:
+        wait_for("the first exchange", lambda: site.content.devices.get("hall"))
+        with running(tmp_path, site, "gate") as gate:
+            wait_for("a person at the gate", site.roots)
+            gate.camera.away = True
+        (person,) = site.roots()
+        hall.camera.away = False
+        wait_for("the person in the hall", lambda: hall.people)
+        assert hall.people == [person.id]
+        assert hall.agent.stages is not None
+        state = hall.agent.stages.fleet.state  # type: ignore[union-attr]
+        assert (state.asked, state.known, state.late) == (1, 1, 0)
+    (matched,) = [one["data"] for one in hall.events if one["type"] == "edge.identity.matched.v1"]
+    assert (matched["origin"], matched["known_by"]) == ("fleet", "gate")
+    assert matched["identity_id"] == person.id
+    assert matched["score"] > matched["threshold"] == 0.6
+    with Recording(hall.state / FOLDER, None) as recording:
+        outcome = replay(recording, {})
+    assert len(outcome.recorded) >= 2
+    assert outcome.differs_at is None
+
+
+def test_without_questions_the_stranger_is_enrolled(tmp_path: Path, site: MemorySite) -> None:
+    silent = {"enabled": True, "store": "postgresql://a@127.0.0.1:1/b", "sync_s": 3600, "ask_ms": 0}
+    with running(tmp_path, site, "hall", away=True, identify={"threshold": 0.6}, fleet=silent) as hall:
+        wait_for("the first exchange", lambda: site.content.devices.get("hall"))
+        with running(tmp_path, site, "gate") as gate:
+            wait_for("a person at the gate", site.roots)
+            gate.camera.away = True
+        hall.camera.away = False
+        wait_for("somebody in the hall", lambda: hall.people)
+        assert hall.people != [site.roots()[0].id]

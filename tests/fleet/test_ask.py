@@ -274,7 +274,9 @@ def test_scores_are_those_of_the_gallery_once_the_person_is_there(yard: Yard) ->
     assert (before > raw + 0.2).all()  # the offsets of two cameras do not count as a difference of people
     yard.worker.sync_now()  # the next page has the means and the person
     while not (
-        number := next((one.number for one in yard.gallery.identities() if one.id == change.id), None)
+        number := next(
+            (one.number for one in yard.gallery.identities() if one.id == change.id and one.exemplars), None
+        )
     ):
         time.sleep(0.01)
     _, rows = yard.gallery.vectors([number])
