@@ -180,9 +180,9 @@ def sync(state: StateOption = None, config: ConfigOption = None, as_json: JsonOp
     """Exchange all changes with the site now: by the running agent, or without one by itself."""
     settings = load_settings(config, state=state)
     login = require_member(settings)
-    began = time.time()
+    began, before = time.time(), (agent_status(settings) or {}).get("fleet")
     if ask_agent(settings, "fleet-sync") is not None:
-        values = _agent_exchanged(settings, began)
+        values = _agent_exchanged(settings, began, before)
     else:
         from edge_agent.cli.fleet_joining import exchange_alone
 
@@ -191,21 +191,26 @@ def sync(state: StateOption = None, config: ConfigOption = None, as_json: JsonOp
     print_result(values, text, as_json=as_json)
 
 
-def _agent_exchanged(settings: Settings, began: float) -> dict[str, Any]:
-    """Wait until the running agent has exchanged everything; StoreDown: it cannot."""
+def _agent_exchanged(settings: Settings, began: float, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Wait until the running agent has exchanged everything; StoreDown: it tried and cannot.
+
+    `before` is its state before it was asked to: the time until its next attempt only grows when one failed.
+    """
     from edge_agent.fleet.store import StoreDown
 
-    deadline = time.monotonic() + SYNC_S
+    deadline, retry_s = time.monotonic() + SYNC_S, (before or {}).get("retry_s") or 0.0
     while True:
         found = (agent_status(settings) or {}).get("fleet")
         if found is None:
             raise StoreDown("the agent stopped meanwhile; its changes are kept: repeat the command")
         if (found["exchanged"] or 0.0) >= began and not found["pending"]:
             return {"mark": found["mark"], "by": "agent"}
-        if found["problem"] and found["link"] in ("waiting", "refused"):
+        left_s = found["retry_s"] or 0.0
+        if left_s > retry_s + _POLL_S and found["link"] in ("waiting", "refused"):
             raise StoreDown(f"{found['problem']}; {found['pending']} change(s) are kept and sent later")
         if time.monotonic() > deadline:
             raise StoreDown(f"not done within {SYNC_S:.0f} s; the agent goes on: edge-agent fleet status")
+        retry_s = left_s
         time.sleep(_POLL_S)
 
 

@@ -5,6 +5,8 @@ Messages are this program's: those of the server may contain values, and details
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 
 import asyncpg
@@ -93,10 +95,17 @@ def _of_network(error: Exception, start: str) -> StoreDown | StoreRefused | None
     if isinstance(error, TimeoutError):
         return StoreDown(f"{start}it did not answer in time")
     if isinstance(error, OSError):
-        return StoreDown(f"{start}it cannot be reached: {error.strerror or type(error).__name__}")
+        return StoreDown(f"{start}it cannot be reached: {_reason(error)}")
     if isinstance(error, (asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return StoreDown(f"{start}the connection was lost")
     return None
+
+
+def _reason(error: OSError) -> str:
+    """Return why no connection came about; the texts of asyncio repeat addresses."""
+    if isinstance(error, socket.gaierror):
+        return f"the name of the host is not known here ({error.strerror})"
+    return os.strerror(error.errno) if error.errno else "no address of the host takes a connection"
 
 
 def _of_state(state: str, start: str) -> StoreDown | StoreRefused:
