@@ -66,8 +66,8 @@ ROUND_S = 0.025
 """Work of the driving thread on a round of live cameras, about: what comes in a round waits for all of it."""
 
 PAUSE_S = 0.01
-"""Longest time for which frames are left with the readers while the engine has enough to do: they share a
-round then."""
+"""Least time between two rounds while crops are left out, or half an interval of the fastest camera: the
+frames of a round share much of its work."""
 
 _LEARNT = 0.1
 """Weight of the latest round in a running mean."""
@@ -163,6 +163,10 @@ class Pipeline:
     """Embedded crops of one item, mean of the latest rounds."""
     _item_s: float = 0.0
     """Work on one item, likewise, seconds."""
+    _overloaded: bool = False
+    """Whether crops of the latest round were left out."""
+    _started_at: float = 0.0
+    """When it was started, `time.perf_counter`."""
     _failures: int = 0
     """Failed batches in a row."""
     _latest_error: EngineError | None = None
@@ -184,7 +188,8 @@ class Pipeline:
             self._run_tasks()
             self.heartbeat.working("read")
             idle = not self._searched and not self._rounds and self._collected is None
-            items = self._poller.poll(wait_for_others=idle, most=self._most_cameras)
+            pause_s = self._pause_s
+            items = [] if pause_s else self._poller.poll(wait_for_others=idle, most=self._most_cameras)
             began = time.perf_counter()
             self._begin(items)
             started = self._start_searched()  # before deciding, so that the engine does not idle meanwhile
@@ -192,7 +197,7 @@ class Pipeline:
             if not items and not started and self._search_is_next:
                 started = self._start(self._searched.popleft())
             if self._rounds and (
-                self.embedder.full or (not started and not self._wait_for_source_or_engine())
+                self.embedder.full or (not started and not self._wait_for_source_or_engine(pause_s))
             ):
                 self._collected = self._collect(self._rounds.popleft())
             elif not items and not decided and not started and not self._rounds:
@@ -200,7 +205,7 @@ class Pipeline:
                     break
                 self._end_cameras(self._poller.newly_finished())
                 self.heartbeat.idle("no source has a new item")
-                self.wake.wait(IDLE_WAIT_S)
+                self._wait(IDLE_WAIT_S, pause_s)
             self._rest(items, time.perf_counter() - began, stop)
             self._wait_for_server(items, stop)
         self._finish()
@@ -284,6 +289,7 @@ class Pipeline:
         self.heartbeat.working("pack")
         graded = self.embedder.grade(pairs)
         spared = self._spared(pending, graded, self.load)
+        self._overloaded, self._started_at = spared is not None, began
         chosen, waited_s = time.perf_counter(), self.embedder.waited_s
         self.embedder.submit(pairs, graded, spared)
         ended, waited_s = time.perf_counter(), self.embedder.waited_s - waited_s
@@ -344,7 +350,22 @@ class Pipeline:
 
     # -- collect -------------------------------------------------------------------------------
 
-    def _wait_for_source_or_engine(self) -> bool:
+    @property
+    def _pause_s(self) -> float:
+        """How long frames are left with the readers now, so that those that come meanwhile share a round."""
+        if not self._overloaded or self.selector is None or self.selector.budget is None:
+            return 0.0
+        pause_s = min(PAUSE_S, self.selector.budget.interval_s / 2)
+        return max(0.0, self._started_at + pause_s - time.perf_counter())
+
+    def _wait(self, longest_s: float, pause_s: float) -> None:
+        """Wait for a source; during a pause for its end."""
+        if pause_s:
+            time.sleep(min(longest_s, pause_s))
+        else:
+            self.wake.wait(longest_s)
+
+    def _wait_for_source_or_engine(self, pause_s: float) -> bool:
         """Wait for a source, at most until the engine may be done; False when it may be."""
         began = time.perf_counter()
         self.embedder.keep_fed()
@@ -352,11 +373,7 @@ class Pipeline:
         if due_s <= 0:
             return False
         self.heartbeat.working("wait for the engine")
-        waiting, enough = self.embedder.queue
-        if waiting >= enough:  # frames that come meanwhile share a round
-            time.sleep(min(due_s, PAUSE_S))
-        else:
-            self.wake.wait(min(due_s, IDLE_WAIT_S))
+        self._wait(min(due_s, IDLE_WAIT_S), pause_s)
         self.counters.spend("wait", time.perf_counter() - began)
         return True
 

@@ -139,6 +139,8 @@ class CropBudget:
         self._cameras: dict[str, _Camera] = {}
         self._available, self._fraction, self._limit = 0.0, 0.0, math.inf
         self._window: _Window | None = None
+        self.interval_s = 0.0
+        """Shortest interval of the frames of a camera."""
 
     @property
     def rate(self) -> float | None:
@@ -167,13 +169,14 @@ class CropBudget:
             if now - camera.seen <= max(ACTIVE_S, 2.0 * (camera.interval_s or 0.0))
         ]
         own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
+        self.interval_s = min(own)
         brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
         saved = min(self._available, max(1.0, self.rate * min(SAVED_S, max(own))))
         self._available = saved + self._crops_in(brought_s)
         if wanted <= self._available:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
-        self._fraction, whole = math.modf(self._fraction + self._crops_in(min(own)))
+        self._fraction, whole = math.modf(self._fraction + self._crops_in(self.interval_s))
         return int(min(self._available, max(1.0, whole)))
 
     def _crops_in(self, time_s: float) -> float:

@@ -28,7 +28,7 @@ Pair = tuple[NDArray[np.uint8], Detections]
 
 QUEUED = 1.5
 """Submissions' worth of crops, as in `Batcher.joined`, that keep the engine busy while the host works."""
-MOST_QUEUED = 2
+MOST_QUEUED = 4
 """Multiple of that beyond which nothing is added."""
 
 
