@@ -58,7 +58,10 @@ class Applier:
         # An identity takes the id of a root that is not here before the root would become another identity.
         yield from self._each(merged, self._take_root)
         yield from self._each(roots, lambda rows, one: self._root(rows, one, page, one.id in fresh))
-        yield from self._each(merged, self._merge)
+        by_id = {one.id: one for one in roots}
+        yield from self._each(
+            merged, lambda rows, one: self._follow(rows, one, by_id.get(one.root), page.now)
+        )
         yield from self._each(page.contributions, self._contribution)
         yield from self._finish(page)
 
@@ -110,8 +113,15 @@ class Applier:
             number = self._insert(rows, person, page.now)
         self._update(rows, number, person, page.now)
 
-    def _merge(self, rows: Rows, person: SitePerson) -> None:
-        """Make the identity of an id that was merged one with its root's."""
+    def _follow(self, rows: Rows, person: SitePerson, root: SitePerson | None, now: float) -> None:
+        """Merge as the site did, with its values: a merge here may keep a name that it does not have."""
+        if self._merge(rows, person) and root is not None:
+            number = rows.number_of(root.id)
+            if number is not None:
+                self._update(rows, number, root, now)
+
+    def _merge(self, rows: Rows, person: SitePerson) -> bool:
+        """Make the identity of an id that was merged one with its root's; return whether both were here."""
         if rows.site.copy is not None:
             rows.site.copied([person.id])
         number, root = rows.number_of(person.id), rows.number_of(person.root)
@@ -121,8 +131,10 @@ class Applier:
             rows.store.run("INSERT INTO former VALUES (?, ?)", (person.id, root))
         elif number is not None and root is not None and number != root:
             self._join(rows, root, number)
+            return True
         elif number is not None and rows.identity(number).id != person.root:
             rows.take_id(number, person.root, REASON)
+        return False
 
     def _join(self, rows: Rows, keep: int, absorb: int) -> None:
         """Merge two identities; what was changed here and is not sent yet stays so."""

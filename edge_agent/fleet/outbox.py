@@ -75,11 +75,12 @@ class Outbox:
                 parcel.noted.append((change.number, change.count, seen))
         return changes[-1].number if changes else None
 
-    def read_others(self, parcel: Parcel, most: int, *, pairs: bool) -> None:
-        """Add erased people, means that changed, and `pairs` of people who are two: all are sent before."""
+    def read_others(self, parcel: Parcel, most: int) -> None:
+        """Add erased people, pairs of people who are two, and means that changed."""
         with self._gallery.file.reading() as rows:
             parcel.erased += rows.fleet.erased(most)
-            for first, second, one, other, reason in rows.fleet.pairs.changes(most) if pairs else ():
+            sent = {number for number, _, _ in parcel.noted}
+            for first, second, one, other, reason in rows.fleet.pairs.changes(most, sent):
                 parcel.numbers.append((first, second))
                 parcel.pairs.append(Apart(min(one, other), max(one, other), reason))
             parcel.means += self._changed_means(rows)

@@ -213,7 +213,7 @@ class Sync:
         while after is not None and len(parcel.people) < MOST_CHANGES:
             after = self._outbox.read_people(parcel, after, MOST_CHANGES - len(parcel.people))
             await asyncio.sleep(BREATH_S)
-        self._outbox.read_others(parcel, MOST_CHANGES, pairs=after is None)
+        self._outbox.read_others(parcel, MOST_CHANGES)
         if parcel.is_empty:
             return False
         parcel.result = await answered(self._store.push(parcel.push, self.mark))

@@ -74,14 +74,24 @@ class PairNotes:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def changes(self, most: int) -> list[tuple[int, int, str, str, str]]:
-        """Return pairs of people to be sent: numbers, ids, and the reason."""
-        return self._store.rows(
-            "SELECT one.number, two.number, one.id, two.id, apart.reason FROM fleet_apart_change"
+    def changes(self, most: int, sent: Collection[int]) -> list[tuple[int, int, str, str, str]]:
+        """Return pairs of people to be sent: numbers, ids, and the reason.
+
+        Only people whom the site has, or who are `sent` with them: it ignores pairs of others.
+        """
+        found = self._store.rows(
+            "SELECT one.number, two.number, one.id, two.id, apart.reason,"
+            " first IN (SELECT number FROM fleet_shared), second IN (SELECT number FROM fleet_shared)"
+            " FROM fleet_apart_change"
             " JOIN apart USING (first, second) JOIN identity AS one ON one.number = first"
             " JOIN identity AS two ON two.number = second LIMIT ?",
             (most,),
         )
+        return [
+            (first, second, *rest)
+            for first, second, *rest, has_first, has_second in found
+            if (has_first or first in sent) and (has_second or second in sent)
+        ]
 
     def others(self, number: int) -> list[int]:
         """Return people of pairs with this one that are to be sent."""

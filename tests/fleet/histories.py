@@ -220,7 +220,7 @@ class Site:
         self.turn += 1
         for person in push.people:
             self.know(person.id)
-        for id_, reason in push.forgotten:
+        for id_, reason in sorted(push.forgotten, key=lambda one: one[1] == "expired"):
             group = self.know(id_)
             if reason == "expired" and people[id_].forgotten is None:
                 continue
