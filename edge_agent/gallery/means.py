@@ -111,6 +111,7 @@ class CameraMeans:
         self.latest: dict[str, dict[str, Seen]] = {}
         """Latest people by camera, the oldest first, by a key that a person keeps."""
         self._biases: dict[int, Bias] = {}  # of the present votes and offsets
+        self._likenesses: dict[int, float | None] = {}  # of views, by the present votes
         self.offsets: Vectors = np.zeros((0, dimension), np.float32)
         """`(V, D)` in force, by number of view."""
 
@@ -142,7 +143,7 @@ class CameraMeans:
         self._add(view, people * _direction(vectors.sum(axis=0, dtype=np.float64)), people)
 
     def _add(self, view: int, total: Sums, people: int) -> None:
-        self._biases.clear()
+        self._note_vote(view)
         self._people[view] += people
         if self._people[view] > 0:
             self._sums[view] += total
@@ -151,7 +152,7 @@ class CameraMeans:
 
     def welcome(self, view: int, vector: Vectors, people: int = 1) -> None:
         """Add the vote of a guest, `(D,)`; -1 takes it back."""
-        self._biases.clear()
+        self._note_vote(view)
         count, total = self.guests.get(view, (0.0, np.zeros(self._dimension)))
         faded = min(1.0, MOST_GUESTS / (count + 1))
         left = faded * count + people
@@ -199,12 +200,14 @@ class CameraMeans:
 
     def clear(self) -> None:
         """Take back the votes of all identities."""
+        self._likenesses.clear()
         self._biases.clear()
         self._sums[:] = 0.0
         self._people[:] = 0.0
 
     def clear_guests(self) -> None:
         """Take back the votes of all guests."""
+        self._likenesses.clear()
         self._biases.clear()
         self.guests.clear()
 
@@ -256,19 +259,35 @@ class CameraMeans:
         return self._biases[view]
 
     def _bias(self, view: int) -> Bias:
-        counts, totals = self.counts(), self.totals()
-        likenesses = [likeness_of(float(k), total) for k, total in zip(counts, totals, strict=True)]
-        likeness, people = likenesses[view], float(counts[view])
+        likeness, (people, total) = self._likeness(view), self._votes(view)
         offset = self.offsets[view].astype(np.float64)
         relief = float(offset @ offset)
         if likeness is not None:
             # One's own vote is left out: a mean is nearer to those who voted than to others.
-            relief = 2 * float(totals[view] @ offset - (1 - likeness) * weight(people)) / people - relief
+            relief = 2 * float(total @ offset - (1 - likeness) * weight(people)) / people - relief
         relief = min(max(relief, 0.0), LONGEST_OFFSET**2)
-        usual = max((one for one in likenesses if one is not None), default=0.0)
-        whole = usual if likeness is None else likeness
+        known = (one for other in range(len(self._people)) if (one := self._likeness(other)) is not None)
+        whole = max(known, default=0.0) if likeness is None else likeness
         share = 1 - (1 - relief / whole) ** 0.5 if whole > relief else float(relief > 0)
         return Bias(people, share, relief, likeness)
+
+    def _note_vote(self, view: int) -> None:
+        self._likenesses.pop(view, None)
+        self._biases.clear()
+
+    def _votes(self, view: int) -> tuple[float, Sums]:
+        """Return the number of people who voted for a view, and the sum of their votes, `(D,)`."""
+        people, total = float(self._people[view]), self._sums[view]
+        if view not in self.guests:
+            return people, total
+        guests, further = self.guests[view]
+        return people + guests, total + further
+
+    def _likeness(self, view: int) -> float | None:
+        """Return the mean cosine of different people of a view, see `likeness_of`."""
+        if view not in self._likenesses:
+            self._likenesses[view] = likeness_of(*self._votes(view))
+        return self._likenesses[view]
 
 
 def offsets_of(people: Sums, totals: Sums) -> Vectors:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
@@ -27,7 +28,8 @@ from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.newcomers import Newcomers
 from edge_agent.identify.settle import Fuser, Reviewer, Settler
-from edge_agent.identify.site import MAX_PAIRS, Calibrated, ThresholdPolicy
+from edge_agent.identify.pairs import MAX_PAIRS
+from edge_agent.identify.site import Calibrated, ThresholdPolicy
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
 
 if TYPE_CHECKING:
@@ -230,13 +232,14 @@ class Identifier:
             return
         cameras, camera = self._shared.gallery.cameras, pooled[0].key[0]
         centroids = np.stack([track.pooled() for track in pooled])
-        cosines = cameras.cosines(camera, centroids, [track.number is not None for track in pooled]).tolist()
-        bias = cameras.bias(camera)
-        for i, j in self._latest_pairs(pooled):
-            self.thresholds.site.learn(pooled[i].person, pooled[j].person, bias.before(cosines[i][j]), camera)
+        cosines = cameras.cosines(camera, centroids, [track.number is not None for track in pooled])
+        pairs = self._latest_pairs(pooled)
+        scores = cosines[pairs[:, 0], pairs[:, 1]].astype(np.float64)
+        raw = cameras.bias(camera).before(scores)
+        self.thresholds.site.learn_all([track.person for track in pooled], pairs, raw, camera)
 
-    def _latest_pairs(self, tracks: Sequence[Track]) -> list[tuple[int, int]]:
-        """Return the pairs of tracks that are different people, in order; not more than the site keeps."""
+    def _latest_pairs(self, tracks: Sequence[Track]) -> NDArray[np.int64]:
+        """Return `(P, 2)` pairs of tracks that are different people, in order; at most what the site keeps."""
         keys = [track.key for track in tracks]
         found: list[tuple[int, int]] = []
         for i in reversed(range(len(keys) - 1)):
@@ -244,7 +247,7 @@ class Identifier:
             found += [(i, j) for j in reversed(range(i + 1, len(keys))) if keys[j] in rivals]
             if len(found) >= MAX_PAIRS:
                 break
-        return found[MAX_PAIRS - 1 :: -1]
+        return np.array(found[MAX_PAIRS - 1 :: -1], np.int64).reshape(-1, 2)
 
     def _decide(self, due: Sequence[Track]) -> list[Decision]:
         threshold = self.thresholds.in_force.value

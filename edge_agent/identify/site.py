@@ -8,28 +8,23 @@ estimates the scores of different people.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import PEOPLE_FOR_HALF
-from edge_agent.identify.impostors import FEWEST_IDENTITIES, MEAN_FOR, Angles, angles_of, blend, strangers
+from edge_agent.identify.impostors import FEWEST_IDENTITIES, MEAN_FOR, Angles, blend, strangers
+from edge_agent.identify.pairs import MIN_PAIRS, SiteScores
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
     from edge_agent.identify.cameras import CameraBias, CameraOffsets
     from edge_agent.identify.prior import Prior, Spread
 
-MIN_PAIRS = 4
-"""Least number of pairs of people seen together for a threshold without a prior."""
-MAX_PAIRS = 400
-"""Pairs kept; older ones are dropped, so that the threshold follows the light and the season."""
 COHORT = slice(2, 8)
 """Ranks of a search whose mean shows how alike somebody is to others. The first two may be the person, whom
 the gallery may hold twice."""
@@ -87,85 +82,6 @@ class Calibrated:
 
     value: float
     pair_rate: float
-
-
-class SiteScores:
-    """Scores of people who were seen together, one value for each pair: the newest.
-
-    They are cosines of raw embeddings that become the compared ones by the offset of their camera, so that
-    they remain valid when the offset changes.
-    """
-
-    def __init__(self) -> None:
-        self._pairs: OrderedDict[tuple[str, str], tuple[float, str | None]] = OrderedDict()
-        self.changes = 0
-        """Number of values that were set."""
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def angles(self, relief: Callable[[str | None], float] = lambda _: 0.0) -> Angles:
-        """Return arcsines of the compared values, oldest first, by the relief of a camera (None: unknown)."""
-        found, cameras = zip(*self._pairs.values(), strict=True) if self._pairs else ((), ())
-        values = np.array(found, np.float32)
-        reliefs = {camera: relief(camera) for camera in set(cameras)}
-        less = np.array([reliefs[camera] for camera in cameras], np.float32)
-        return angles_of((values - less) / (1 - less))
-
-    @property
-    def people(self) -> int:
-        """Number of people in the pairs."""
-        return len(set(chain.from_iterable(self._pairs)))
-
-    def learn(self, person_a: str, person_b: str, cosine: float, camera: str | None = None) -> None:
-        """Set the value of a pair of people who were seen together at a camera."""
-        key = (person_a, person_b) if person_a <= person_b else (person_b, person_a)
-        self._pairs.pop(key, None)
-        self._pairs[key] = min(0.999, max(-0.999, float(cosine))), camera
-        self.changes += 1
-        while len(self._pairs) > MAX_PAIRS:
-            self._pairs.popitem(last=False)
-
-    def rename(self, old: str, new: str) -> None:
-        """Change the key of a person; of pairs that become one the newer value stays."""
-        for key in [key for key in self._pairs if old in key]:
-            value, camera = self._pairs.pop(key)
-            a, b = key
-            if {a, b} != {old, new}:
-                self.learn(new if a == old else a, new if b == old else b, value, camera)
-
-    def drift(self) -> float | None:
-        """Return the shift of the newer half of the pairs, in standard deviations; None: too few pairs."""
-        values = self.angles()
-        if len(values) < 2 * MIN_PAIRS:
-            return None
-        older, newer = np.array_split(values, 2)
-        return float((newer.mean() - older.mean()) / max(float(older.std(ddof=1)), 0.05))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the argument of `load`."""
-        return {
-            "pairs": {"|".join(key): value for key, (value, _) in self._pairs.items()},
-            "cameras": {
-                "|".join(key): camera for key, (_, camera) in self._pairs.items() if camera is not None
-            },
-        }
-
-    def load(self, stored: Mapping[str, Any]) -> None:
-        """Add the pairs of an earlier run."""
-        cameras = stored.get("cameras")
-        cameras = cameras if isinstance(cameras, dict) else {}  # missing in files of earlier versions
-        for key, value in stored.get("pairs", {}).items():
-            people, camera = str(key).split("|"), cameras.get(key)
-            if len(people) == 2 and isinstance(value, (int, float)) and -1.0 <= value <= 1.0:
-                self.learn(people[0], people[1], float(value), camera if isinstance(camera, str) else None)
-
-    def threshold(self, target: float) -> float | None:
-        """Return the cosine that a pair reaches with this probability, by these scores alone."""
-        if len(self) < MIN_PAIRS:
-            return None
-        spread = blend(None, self.angles(), self.people, np.zeros(0), 0)
-        return None if spread is None else spread.reached_by(target)
 
 
 SITE_FACT = "site_scores"  # name of the site's scores in the gallery file

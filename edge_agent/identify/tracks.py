@@ -402,26 +402,38 @@ class Covisibility:
         self.needed = frames
         self._together: dict[tuple[TrackKey, TrackKey], int] = {}  # frames of pairs, maybe one person
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
+        self._apart: dict[str, set[TrackKey]] = {}
+        """Tracks of the latest frame of a camera that are all known to be different people."""
 
     def observe(self, seen: Sequence[TrackObservation]) -> None:
         """Count the tracks of one frame of one camera."""
         if not all(one.sure for one in seen):
             seen = [one for one in seen if one.sure]
-        keys = [(one.camera, one.track_id) for one in seen]
-        undecided = [
-            (i, j)
-            for i, key in enumerate(keys[:-1])
-            for rivals in (self._rivals.get(key, _NOBODY),)
-            if not rivals.issuperset(keys[i + 1 :])
-            for j in range(i + 1, len(keys))
-            if keys[j] not in rivals and keys[j] != key
-        ]
-        if not undecided:
+        if len(seen) < 2:
             return
-        shared = _share_body(np.stack([one.box for one in seen]))
-        for i, j in undecided:
-            if not (shared[i, j] and seen[i].placed and seen[j].placed):
-                self._count(keys[i], keys[j])
+        places = {(one.camera, one.track_id): place for place, one in enumerate(seen)}
+        camera = seen[0].camera
+        apart = self._apart.get(camera, set()).intersection(places)
+        if len(apart) == len(places):
+            return
+        open_ = [key for key in places if key not in apart]
+        pairs = [
+            (key, other)
+            for key in open_
+            for other in places.keys() - self._rivals.get(key, _NOBODY)
+            if key < other or (other in apart and key != other)
+        ]
+        if pairs:
+            shared = _share_body(np.stack([one.box for one in seen]))
+            placed = [one.placed for one in seen]
+            for a, b in pairs:
+                i, j = places[a], places[b]
+                if not (shared[i, j] and placed[i] and placed[j]):
+                    self._count(a, b)
+        for key in open_:
+            if self._rivals.get(key, _NOBODY) >= apart:
+                apart.add(key)
+        self._apart[camera] = apart
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
         """Return the tracks that are certainly other people than this one."""
@@ -431,6 +443,7 @@ class Covisibility:
         self, track: TrackKey, part: TrackKey, before: Collection[TrackKey], since: Collection[TrackKey]
     ) -> None:
         """Divide the rivals of a track among its part before a time, and the track since that time."""
+        self._apart.pop(track[0], None)
         rivals = self._rivals.pop(track, set())
         for rival in rivals:
             self._rivals[rival].discard(track)

@@ -22,7 +22,8 @@ from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision.calibration import Calibration, current_calibration, in_precision
 from edge_agent.identify import Identifier
-from edge_agent.identify.site import SITE_FACT, Calibrated, SiteScores
+from edge_agent.identify.pairs import SiteScores
+from edge_agent.identify.site import SITE_FACT, Calibrated
 from edge_agent.offline.calibrate.gate import Bounds
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request

@@ -16,7 +16,7 @@ from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.changed import Changed
-from edge_agent.identify.site import MAX_PAIRS
+from edge_agent.identify.pairs import MAX_PAIRS
 from tests.identify.test_identify import D, People, Scene, unit
 
 

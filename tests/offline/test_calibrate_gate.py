@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.errors import InputError
-from edge_agent.identify.site import SiteScores
+from edge_agent.identify.pairs import SiteScores
 from edge_agent.offline.calibrate.gate import (
     Bounds,
     Embeddings,

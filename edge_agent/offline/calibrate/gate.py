@@ -19,7 +19,8 @@ import numpy as np
 
 from edge_agent.core.errors import InputError
 from edge_agent.gallery.gallery import GALLERY_FILE, open_gallery
-from edge_agent.identify.site import SITE_FACT, SiteScores
+from edge_agent.identify.pairs import SiteScores
+from edge_agent.identify.site import SITE_FACT
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 from edge_agent.offline.evaluate.openset import INTERVAL_METHOD, OperatingPoint
 from edge_agent.offline.evaluate.protocol import Evaluation, evaluate
