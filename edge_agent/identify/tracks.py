@@ -9,7 +9,8 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,6 +257,8 @@ class TrackTable:
         self._tracks: dict[TrackKey, Track] = {}
         self._present: dict[str, dict[int, Track]] = {}
         self._holders: dict[int, set[TrackKey]] = {}
+        self._numbers: dict[TrackKey, int] = {}
+        """Identities of the tracks that have one."""
         self._parts = 0
         self._heights: dict[str, _Heights] = defaultdict(_Heights)
 
@@ -324,12 +327,13 @@ class TrackTable:
 
     def numbers(self, keys: Iterable[TrackKey]) -> set[int]:
         """Return the identities of tracks, where they are known."""
-        found = {self._tracks[key].number for key in keys if key in self._tracks}
-        return {number for number in found if number is not None}
+        found = set(map(self._numbers.get, keys))
+        found.discard(None)
+        return cast("set[int]", found)
 
     def hold(self, track: Track, number: int, *, founder: bool) -> None:
         """Give an identity to a track."""
-        track.number, track.founder = number, founder
+        self._set(track, number, founder=founder)
         track.question = track.reply = None
         track.stored_at = track.evidence.count if founder else 0.0
         self._holders.setdefault(number, set()).add(track.key)
@@ -338,7 +342,14 @@ class TrackTable:
         """Take the identity from a track."""
         if track.number is not None:
             self.holders(track.number).discard(track.key)
-            track.number, track.founder = None, False
+            self._set(track, None)
+
+    def _set(self, track: Track, number: int | None, *, founder: bool = False) -> None:
+        track.number, track.founder = number, founder
+        if number is None:
+            self._numbers.pop(track.key, None)
+        else:
+            self._numbers[track.key] = number
 
     def split(self, track: Track, since: float) -> Track:
         """Make a record of a track before a time, which has its identity; the track goes on without one."""
@@ -353,6 +364,7 @@ class TrackTable:
         self.release(track)
         if number is not None:
             self._holders.setdefault(number, set()).add(key)
+            self._numbers[key] = number
         before.close()
         track.former.append((since, part))
         track.decided_at, track.review_until = track.evidence.count, 0.0
@@ -364,13 +376,13 @@ class TrackTable:
         self._holders.pop(number, None)
         for track in tracks:
             if track.number == number:
-                track.number, track.founder = None, False
+                self._set(track, None)
 
     def merge(self, keep: int, absorb: int) -> list[Track]:
         """Move all tracks of an identity to another; return them in the order of their keys."""
         moved = [self._tracks[key] for key in sorted(self._holders.pop(absorb, set()))]
         for track in moved:
-            track.number, track.founder = keep, False
+            self._set(track, keep)
             self._holders.setdefault(keep, set()).add(track.key)
         return moved
 
@@ -379,10 +391,11 @@ class TrackTable:
         surplus = len(self._tracks) - REMEMBERED_TRACKS
         if surplus <= 0:
             return [], []
-        gone = [key for key, track in self._tracks.items() if track.ended][:surplus]
+        gone = list(islice((key for key, track in self._tracks.items() if track.ended), surplus))
         unheld = []
         for key in gone:
             number = self._tracks.pop(key).number
+            self._numbers.pop(key, None)
             if number is not None:
                 self.holders(number).discard(key)
                 if not self._holders.get(number):
@@ -400,7 +413,8 @@ class Covisibility:
 
     def __init__(self, frames: int) -> None:
         self.needed = frames
-        self._together: dict[tuple[TrackKey, TrackKey], int] = {}  # frames of pairs, maybe one person
+        self._together: dict[TrackKey, dict[TrackKey, int]] = {}
+        """Frames of pairs that may be one person, by each of both tracks."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
         self._apart: dict[str, set[TrackKey]] = {}
         """Tracks of the latest frame of a camera that are all known to be different people."""
@@ -456,17 +470,19 @@ class Covisibility:
         """Drop tracks that ended long ago."""
         if not (gone := set(tracks)):
             return
-        self._together = {pair: n for pair, n in self._together.items() if not gone.intersection(pair)}
         for track in gone:
+            for other in self._together.pop(track, ()):
+                self._together.get(other, {}).pop(track, None)
             for rival in self._rivals.pop(track, set()):
                 self._rivals[rival].discard(track)
 
     def _count(self, a: TrackKey, b: TrackKey) -> None:
-        pair = (a, b) if a < b else (b, a)
-        frames = self._together.pop(pair, 0) + 1
+        of_a, of_b = self._together.setdefault(a, {}), self._together.setdefault(b, {})
+        frames = of_a.pop(b, 0) + 1
         if frames < self.needed:
-            self._together[pair] = frames
+            of_a[b] = of_b[a] = frames
         else:
+            of_b.pop(a, None)
             self._rivals[a].add(b)
             self._rivals[b].add(a)
 
