@@ -118,10 +118,38 @@ def transaction(
         yield
         connection.execute("COMMIT")
     except BaseException:
-        with contextlib.suppress(*database_errors()):
-            if connection.in_transaction:  # on a full disk SQLite has rolled back by itself
-                connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(*database_errors()):
+        if connection.in_transaction:  # on a full disk SQLite has rolled back by itself
+            connection.execute("ROLLBACK")
+
+
+def end_transaction(connection: sqlite3.Connection) -> None:
+    """Commit the transaction, if one is open; where that fails, roll it back and raise."""
+    if connection.in_transaction:
+        try:
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+
+
+@contextlib.contextmanager
+def savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    """Run the block as a part of the open transaction; an exception undoes this part only."""
+    connection.execute("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(*database_errors()):
+            connection.execute("ROLLBACK TO part")
+            connection.execute("RELEASE part")
+        raise
+    connection.execute("RELEASE part")
 
 
 def database_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:

@@ -133,6 +133,13 @@ class Gallery:
         """Hold the lock for many calls; changes by other processes are noticed afterwards."""
         return self.file.exclusive()
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock for many calls, and commit their changes at once when the block ends.
+
+        A kill before that undoes them all. StorageError at the end: they are undone.
+        """
+        return self.file.together()
+
     def search(self, vectors: Vectors, k: int = 2) -> tuple[NDArray[np.int64], Vectors]:
         """Return the `k` best identities of each query `(Q, D)`, best first.
 

@@ -17,7 +17,15 @@ from typing import Any
 from edge_agent.core.encryption import check_plainness
 from edge_agent.core.errors import StorageError
 from edge_agent.core.private import private_folder
-from edge_agent.core.sqlite import Description, connect, database_errors, foreign_content, transaction
+from edge_agent.core.sqlite import (
+    Description,
+    connect,
+    database_errors,
+    end_transaction,
+    foreign_content,
+    savepoint,
+    transaction,
+)
 
 _APPLICATION = 0x45414731  # "EAG1": distinguishes a gallery from other SQLite files
 _LAYOUT = 2
@@ -251,6 +259,8 @@ class Store:
                 check_plainness(path, key)
                 private_folder(path.parent)
             self._connection = connect(path, key=key, timeout_s=_BUSY_S, pragmas=_PRAGMAS)
+            self._is_full: bool | None = None  # whether commits wait for the disk; not set yet
+            self._together = False
             try:
                 self._prepare(check=check)
             except BaseException:
@@ -288,15 +298,52 @@ class Store:
         self._connection.executemany(statement, values)
 
     @contextlib.contextmanager
-    def change(self, *, durable: bool = True) -> Iterator[None]:
+    def change(self, *, durable: bool = True) -> Iterator[bool]:
         """Run the block in one transaction, and with `durable` wait until it would survive a power cut.
 
-        Otherwise a power cut may undo the last changes as a whole; a kill loses nothing either way.
+        Otherwise a power cut may undo the last changes as a whole; a kill loses nothing either way. Inside
+        `together`, the block becomes part of its transaction. Yields whether a transaction began.
         """
         with self._description.translated():
+            if not self._together:
+                self._synchronise(durable)
+                with transaction(self._connection):
+                    yield True
+                return
+            began = self._join(durable)
+            with savepoint(self._connection):
+                yield began
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit all changes of the block at its end, at once; an exception undoes that of one change only.
+
+        All of them are durable if one is, except those before the first durable one. StorageError: they
+        could not be committed, and are undone.
+        """
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            with self._description.translated():
+                end_transaction(self._connection)
+
+    def _join(self, durable: bool) -> bool:
+        """Begin a transaction, unless there is one that is as durable; return whether one was begun."""
+        if self._connection.in_transaction:
+            if self._is_full or not durable:
+                return False
+            end_transaction(self._connection)  # SQLite does not change the level inside
+        self._synchronise(durable)
+        self._connection.execute("BEGIN IMMEDIATE")
+        return True
+
+    def _synchronise(self, durable: bool) -> None:
+        """Choose whether commits wait for the disk."""
+        if durable is not self._is_full:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            with transaction(self._connection):
-                yield
+            self._is_full = durable
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -108,6 +108,7 @@ class SyncedFile:
         self._stored_count: int | None = None
         self._data_version = -1
         self._exclusive = 0
+        self._together = self._counted = False
 
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
@@ -201,14 +202,16 @@ class SyncedFile:
         with self.lock:
             rows = self._rows
             rows.exemplars.changed.clear()
-            with rows.store.change(durable=durable):
-                if rows.store.data_version() != self._data_version:  # other processes wait from here on
-                    self._synchronise()
+            with rows.store.change(durable=durable) as began:
+                if began:
+                    self._counted = False
+                    if rows.store.data_version() != self._data_version:  # other processes wait from here on
+                        self._synchronise()
                 yield rows
-                if rows.exemplars.changed:
+                if rows.exemplars.changed and not self._counted:
                     rows.store.run(_COUNT_CHANGE)
-                count = rows.store.meta("changes")
-            self._stored_count = count
+                    self._counted = self._together
+                    self._stored_count = rows.store.meta("changes")
             for number in rows.exemplars.changed:
                 self._reload(number)
             if rows.exemplars.changed:
@@ -223,6 +226,23 @@ class SyncedFile:
                 yield
             finally:
                 self._exclusive -= 1
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold the lock as `exclusive`, and commit all changes of the block at its end; see `Store.together`.
+
+        StorageError: some are undone. The index then follows the file at the next call.
+        """
+        with self.exclusive():
+            self._together = True
+            try:
+                with self._rows.store.together():
+                    yield
+            except StorageError:
+                self._data_version = -1
+                raise
+            finally:
+                self._together = self._counted = False
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
         """See `Gallery.changes_since`; call it inside `reading`."""
