@@ -17,7 +17,7 @@ several times as fast as numpy with float32. Where it is wrong or not faster, no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,15 +143,19 @@ class Coarse:
         """Store rows `(N, D)` at rising places `(N,)` of a slot."""
         if not len(places):
             return
-        while len(self._slots) <= slot:
-            self._slots.append(_Slot(self._dimension, self._levels + 1))
+        self.reserve(slot, int(places.max()) + 1)
         turned = self._turned(rows)
         codes, factors = _rounded(turned, _LEVELS)
         restored = codes * factors
         self._longest = max(self._longest, _longest(restored))
         self._error = max(self._error, _longest(turned - restored))
-        self._slots[slot].reserve(int(places.max()) + 1)
         self._slots[slot].write(places, codes.astype(np.int8), factors[:, 0])
+
+    def reserve(self, slot: int, rows: int) -> None:
+        """Make room for so many rows of a slot."""
+        while len(self._slots) <= slot:
+            self._slots.append(_Slot(self._dimension, self._levels + 1))
+        self._slots[slot].reserve(rows)
 
     def swap(self, slot: int, a: int, b: int) -> None:
         """Exchange two rows of a slot."""
@@ -214,12 +218,17 @@ class Coarse:
 
 
 class Copies:
-    """The 8-bit copies of an index, once it is large enough that they pay."""
+    """The 8-bit copies of an index, once it is large enough that they pay.
+
+    Changed rows are copied at the next search, all at once: people in view change several times between two.
+    """
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension
         self._coarse: Coarse | None = None
         self._tried = False
+        self._late: list[set[int]] = []
+        """By slot: places whose rows have changed since they were copied."""
 
     @property
     def nbytes(self) -> int:
@@ -228,33 +237,49 @@ class Copies:
 
     def drop(self) -> None:
         """Drop all copies; `prepare` makes them again."""
-        self._coarse, self._tried = None, False
+        self._coarse, self._tried, self._late = None, False, []
 
     def prepare(self, slots: Sequence[Vectors], used: Sequence[int]) -> bool:
-        """Make the copies at the first call with enough rows; return whether there are any."""
+        """Copy what has changed, at the first call with enough rows all; return whether there are copies."""
         if not self._tried and sum(used) >= LEAST:
             self._tried = True
             self._coarse = make_coarse(self._dimension)
             for slot, rows in enumerate(used):
-                for first in range(0, rows, _COPIED):
-                    places = np.arange(first, min(rows, first + _COPIED))
-                    self.put(slot, places, slots[slot][places])
-        return self._coarse is not None
+                self._note(slot, range(rows))
+        if self._coarse is None:
+            return False
+        for slot, late in enumerate(self._late):
+            places = np.array(sorted(late), np.int64)
+            for first in range(0, len(places), _COPIED):
+                some = places[first : first + _COPIED]
+                self._coarse.put(slot, some, slots[slot][some])
+            late.clear()
+        return True
 
-    def put(self, slot: int, places: Places, rows: Vectors) -> None:
-        """Copy changed rows; see `Coarse`, also for the other changes."""
-        if self._coarse is not None:
-            self._coarse.put(slot, places, rows)
+    def put(self, slot: int, places: Places) -> None:
+        """Note that rows at rising places `(N,)` have changed."""
+        if self._coarse is not None and len(places):
+            self._coarse.reserve(slot, int(places[-1]) + 1)
+            self._note(slot, places.tolist())
+
+    def _note(self, slot: int, places: Iterable[int]) -> None:
+        while len(self._late) <= slot:
+            self._late.append(set())
+        self._late[slot].update(places)
 
     def swap(self, slot: int, a: int, b: int) -> None:
         """Exchange two rows of a slot."""
         if self._coarse is not None:
             self._coarse.swap(slot, a, b)
+            late = self._late[slot]
+            if (a in late) is not (b in late):
+                late.symmetric_difference_update((a, b))
 
     def erase(self, slot: int, place: int) -> None:
         """Overwrite a row with zeros."""
         if self._coarse is not None:
             self._coarse.erase(slot, place)
+            self._late[slot].discard(place)
 
     def best(
         self, queries: Vectors, k: int, slots: Sequence[Vectors], used: Sequence[int]

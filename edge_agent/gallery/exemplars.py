@@ -38,14 +38,10 @@ class Exemplars:
 
     def add(self, number: int, vectors: Vectors, sources: Sequence[Source], most: int) -> int:
         """Insert exemplars `(M, D)` and prune to the `most` diverse; return how many of these are kept."""
-        before = int(self._store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
         new = [
             (vector.astype("<f4").tobytes(), *source) for vector, source in zip(vectors, sources, strict=True)
         ]
-        self._insert(number, new)
-        self.prune(number, most)
-        kept = "SELECT count(*) FROM exemplar WHERE number = ? AND row > ?"
-        return int(self._store.value(kept, (number, before)))
+        return len(self._insert(number, new) - self.prune(number, most))
 
     def remove_origin(self, number: int, origin: str, since: float | None) -> int:
         """Delete the exemplars of one origin, those from a time on if it is given; return their number."""
@@ -96,25 +92,28 @@ class Exemplars:
         self._store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
         self.changed.add(number)
 
-    def prune(self, number: int, most: int) -> None:
+    def prune(self, number: int, most: int) -> set[int]:
         """Delete own exemplars beyond the `most` by the rule of `diverse_rows`, in order of storage.
 
-        Of those that other devices contributed, `MOST_FOREIGN` stay.
+        Of those that other devices contributed, `MOST_FOREIGN` stay. Returns the deleted rows.
         """
         self.mark(number)
         rows = self._store.rows(
             f"SELECT {FOREIGN}, row, vector, quality FROM exemplar WHERE number = ? ORDER BY row",  # noqa: S608
             (number,),
         )
+        gone: set[int] = set()
         for foreign, limit in ((0, most), (1, MOST_FOREIGN)):
             theirs = [row[1:] for row in rows if row[0] == foreign]
             if len(theirs) > limit:
-                self._drop(theirs, limit)
+                gone |= self._drop(theirs, limit)
+        return gone
 
-    def _drop(self, rows: Sequence[tuple[int, bytes, float]], most: int) -> None:
+    def _drop(self, rows: Sequence[tuple[int, bytes, float]], most: int) -> set[int]:
         kept = diverse_rows(self.unpacked([row[1] for row in rows]), grades([row[2] for row in rows]), most)
-        gone = set(range(len(rows))) - set(kept.tolist())
-        self._store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
+        gone = {row[0] for row in rows} - {rows[place][0] for place in kept.tolist()}
+        self._store.run_many("DELETE FROM exemplar WHERE row = ?", [(row,) for row in gone])
+        return gone
 
     def own(self, number: int) -> list[tuple[bytes, float, str, int]]:
         """Return vector, quality, camera and epoch of the exemplars of this device, oldest first."""
@@ -165,12 +164,14 @@ class Exemplars:
         self.mark(number)
         return True
 
-    def _insert(self, number: int, rows: Iterable[tuple[bytes, float, str, str, float, int]]) -> None:
-        self._store.run_many(
+    def _insert(self, number: int, rows: Iterable[tuple[bytes, float, str, str, float, int]]) -> set[int]:
+        """Insert rows; return their row numbers."""
+        statement = (
             "INSERT INTO exemplar (number, vector, quality, origin, camera, time, epoch)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(number, *row) for row in rows],
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
         )
+        inserted = {self._store.run(statement, (number, *row)).lastrowid for row in rows}
+        return {row for row in inserted if row is not None}
 
 
 def grades(stored: Sequence[float]) -> Vectors:

@@ -137,7 +137,7 @@ class ExemplarIndex:
             for first in range(0, len(places), _GATHERED):
                 some = places[first : first + _GATHERED]
                 rows[some] = centred(restored(rows[some], before), after)
-                self._copies.put(slot, some, rows[some])
+                self._copies.put(slot, some)
             turned.append(self._numbers[places])
             if len(places) > _RECODED:
                 self.shortlist = None
@@ -192,7 +192,7 @@ class ExemplarIndex:
         for slot in range(self._count(number)):
             self._slots[slot][self._place[number]] = vectors[slot]
             self._views[slot][self._place[number]] = of[slot]
-            self._copies.put(slot, np.array([self._place[number]]), vectors[slot : slot + 1])
+            self._copies.put(slot, np.array([self._place[number]]))
             self._encode(slot, self._place[number])
         for slot in range(self._count(number), len(vectors)):
             self._grow(number, slot, vectors[slot], int(of[slot]))
@@ -326,7 +326,7 @@ class ExemplarIndex:
         self._views[count] = _extended(self._views[count], first)
         self._views[count][first] = view
         self._used[count] = first + 1
-        self._copies.put(count, np.array([first]), vector[None])
+        self._copies.put(count, np.array([first]))
         self._encode(count, first)
 
     def _shrink(self, number: int) -> None:

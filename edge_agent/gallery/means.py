@@ -138,9 +138,9 @@ class CameraMeans:
         """Return the numbers of the views of a camera, by epoch."""
         return {epoch: number for (name, epoch), number in self._numbers.items() if name == camera}
 
-    def vote(self, view: int, vectors: Vectors, people: int = 1) -> None:
-        """Add the vote of an identity, the mean direction of `vectors` `(M, D)`; -1 takes it back."""
-        self._add(view, people * _direction(vectors.sum(axis=0, dtype=np.float64)), people)
+    def vote(self, view: int, vote: Sums, people: int = 1) -> None:
+        """Add the vote of an identity, the `direction` of its embeddings there; -1 takes it back."""
+        self._add(view, people * vote, people)
 
     def _add(self, view: int, total: Sums, people: int) -> None:
         self._note_vote(view)
@@ -156,7 +156,7 @@ class CameraMeans:
         count, total = self.guests.get(view, (0.0, np.zeros(self._dimension)))
         faded = min(1.0, MOST_GUESTS / (count + 1))
         left = faded * count + people
-        self.guests[view] = (left, faded * total + people * _direction(vector.astype(np.float64)))
+        self.guests[view] = (left, faded * total + people * direction(vector.astype(np.float64)))
         if left < 0.5:
             del self.guests[view]
 
@@ -307,5 +307,6 @@ def likeness_of(people: float, total: Sums) -> float | None:
     return (float(total @ total) - people) / (people * (people - 1)) if people >= 2 else None
 
 
-def _direction(vector: Sums) -> Sums:
+def direction(vector: Sums) -> Sums:
+    """Return a vector `(D,)` of length 1."""
     return np.asarray(vector / max(float(vector @ vector) ** 0.5, 1e-6), np.float64)
