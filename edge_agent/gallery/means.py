@@ -178,6 +178,7 @@ class CameraMeans:
 
     def share_all(self, means: Iterable[tuple[str, int, float, Sums]]) -> None:
         """Let the means of views of other devices count: camera, epoch, number of people, sum `(D,)`."""
+        self._likenesses.clear()
         self._biases.clear()
         self._elsewhere = {(camera, epoch): (people, total) for camera, epoch, people, total in means}
         self.shared = {
@@ -277,6 +278,8 @@ class CameraMeans:
 
     def _votes(self, view: int) -> tuple[float, Sums]:
         """Return the number of people who voted for a view, and the sum of their votes, `(D,)`."""
+        if view in self.shared:
+            return self.shared[view]
         people, total = float(self._people[view]), self._sums[view]
         if view not in self.guests:
             return people, total

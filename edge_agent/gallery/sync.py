@@ -135,12 +135,8 @@ class SyncedFile:
                 self._open_rows = None
             self.index = ExemplarIndex(self.space.dimension)
             self.means = CameraMeans(self.space.dimension)
-<<<<<<< HEAD
-            self.is_centred = False
-=======
             self._votes.clear()
-            self._centring = False
->>>>>>> 40b11a3 (Changed rows are copied to 8 bits at the next search; votes are taken back as they were given; fewer statements for an exemplar)
+            self.is_centred = False
             self.revisions = {}
             self._data_version = -1
 
