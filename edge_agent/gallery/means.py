@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from edge_agent.gallery.fleet_rows import owned_by
 
 Vectors = NDArray[np.float32]
 Sums = NDArray[np.float64]
+Cosine = TypeVar("Cosine", float, Sums)
 
 MOST_GUESTS = 1000
 """Guests that a mean counts; older ones fade, so that it follows the light and the season."""
@@ -77,8 +79,8 @@ class Bias:
         """Return what a cosine of raw embeddings of this camera becomes."""
         return (cosine - self.relief) / (1 - self.relief)
 
-    def before(self, cosine: float) -> float:
-        """Return the cosine of raw embeddings that becomes this one."""
+    def before(self, cosine: Cosine) -> Cosine:
+        """Return the cosine of raw embeddings that becomes this one; also of an array."""
         return cosine + self.relief * (1 - cosine)
 
 

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
+Cosine = TypeVar("Cosine", float, NDArray[np.float64])
 
 
 class CameraBias(Protocol):
@@ -21,7 +22,7 @@ class CameraBias(Protocol):
     @property
     def relief(self) -> float: ...
     def after(self, cosine: float) -> float: ...
-    def before(self, cosine: float) -> float: ...
+    def before(self, cosine: Cosine) -> Cosine: ...
 
 
 class CameraOffsets(Protocol):

@@ -27,8 +27,8 @@ from edge_agent.identify.company import Company
 from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.newcomers import Newcomers
-from edge_agent.identify.settle import Fuser, Reviewer, Settler
 from edge_agent.identify.pairs import MAX_PAIRS
+from edge_agent.identify.settle import Fuser, Reviewer, Settler
 from edge_agent.identify.site import Calibrated, ThresholdPolicy
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
 
@@ -231,15 +231,19 @@ class Identifier:
         if len(pooled) < 2:
             return
         cameras, camera = self._shared.gallery.cameras, pooled[0].key[0]
+        pairs = self._latest_pairs(pooled)
+        if not len(pairs):
+            return
+        first = int(pairs.min())
+        pooled, pairs = pooled[first:], pairs - first
         centroids = np.stack([track.pooled() for track in pooled])
         cosines = cameras.cosines(camera, centroids, [track.number is not None for track in pooled])
-        pairs = self._latest_pairs(pooled)
         scores = cosines[pairs[:, 0], pairs[:, 1]].astype(np.float64)
         raw = cameras.bias(camera).before(scores)
         self.thresholds.site.learn_all([track.person for track in pooled], pairs, raw, camera)
 
     def _latest_pairs(self, tracks: Sequence[Track]) -> NDArray[np.int64]:
-        """Return `(P, 2)` pairs of tracks that are different people, in order; at most what the site keeps."""
+        """Return `(P, 2)` pairs of tracks that are different people, in order; as many as the site keeps."""
         keys = [track.key for track in tracks]
         found: list[tuple[int, int]] = []
         for i in reversed(range(len(keys) - 1)):

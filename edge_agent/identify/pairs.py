@@ -1,4 +1,4 @@
-"""Scores of people who were seen together at a site, as arrays: a crowded picture renews all of them at once."""
+"""Scores of people who were seen together at a site, as arrays: a crowded picture renews all at once."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ class SiteScores:
 
     def to_json(self) -> dict[str, Any]:
         """Return the argument of `load`."""
-        keys = ["|".join(sorted(str(self._people.texts[one]) for one in pair)) for pair in self._pairs.tolist()]
+        people = [str(text) for text in self._people.texts]
+        keys = ["|".join(sorted((people[a], people[b]))) for a, b in self._pairs.tolist()]
         cameras = [self._cameras.texts[number] for number in self._at.tolist()]
         return {
             "pairs": dict(zip(keys, self._values.tolist(), strict=True)),
