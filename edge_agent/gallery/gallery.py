@@ -129,16 +129,13 @@ class Gallery:
         with self.file.reading():
             return len(self.file.revisions)
 
-    def exclusive(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the lock for many calls; changes by other processes are noticed afterwards."""
-        return self.file.exclusive()
+    def exclusive(self, *, together: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock for many calls; changes by other processes are noticed afterwards.
 
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the lock for many calls, and commit their changes at once when the block ends.
-
-        A kill before that undoes them all. StorageError at the end: they are undone.
+        With `together`, their changes are committed at once when the block ends: a kill before that undoes
+        them all. StorageError at the end: they are undone.
         """
-        return self.file.together()
+        return self.file.exclusive(together=together)
 
     def search(self, vectors: Vectors, k: int = 2) -> tuple[NDArray[np.int64], Vectors]:
         """Return the `k` best identities of each query `(Q, D)`, best first.

@@ -221,31 +221,25 @@ class SyncedFile:
                 self.recentre(erased=not rows.exemplars.changed <= self.revisions.keys())
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the lock for many reads; changes by other processes are noticed afterwards."""
-        with self.reading():
-            self._exclusive += 1
-            try:
-                yield
-            finally:
-                self._exclusive -= 1
+    def exclusive(self, *, together: bool = False) -> Iterator[None]:
+        """Hold the lock for many calls; changes by other processes are noticed afterwards.
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Hold the lock as `exclusive`, and commit all changes of the block at its end; see `Store.together`.
-
+        With `together`, all changes of the block are committed at its end, see `Store.together`.
         StorageError: some are undone. The index then follows the file at the next call.
         """
-        with self.exclusive():
-            self._together = True
+        with self.reading() as rows:
+            self._exclusive += 1
+            self._together = self._together or together
             try:
-                with self._rows.store.together():
+                with rows.store.together() if together else contextlib.nullcontext():
                     yield
             except StorageError:
                 self._data_version = -1
                 raise
             finally:
-                self._together = self._counted = False
+                self._exclusive -= 1
+                if together:
+                    self._together = self._counted = False
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
         """See `Gallery.changes_since`; call it inside `reading`."""

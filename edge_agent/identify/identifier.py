@@ -84,7 +84,7 @@ class Identifier:
         due += [track for track in self._newcomers.answered(update.camera) if track not in due]
         try:
             if due or update.ended:
-                with self._shared.gallery.together():
+                with self._shared.gallery.exclusive(together=True):
                     self._decide_frame(seen, due, update, decisions)
         except InputError as vanished:
             # Another process erased an identity between two calls; the next frame decides again.
