@@ -114,6 +114,7 @@ class Fleet:
             asked=0 if counts is None else counts.asked,
             known=0 if counts is None else counts.known,
             late=0 if counts is None else counts.late,
+            unasked=0 if counts is None else counts.unasked,
             conflicts=self.reconciler.conflicts if self.reconciler and worker.leads else None,
             exchanged=worker.exchanged,
         )

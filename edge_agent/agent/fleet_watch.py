@@ -28,6 +28,7 @@ def fleet_telemetry(state: FleetState) -> dict[str, Any]:
         "fleet_asked": state.asked,
         "fleet_known": state.known,
         "fleet_late": state.late,
+        "fleet_unasked": state.unasked,
         "fleet_conflicts": state.conflicts,
     }
 

@@ -23,7 +23,8 @@ class FleetState:
         pending: changes of this device that the store has not acknowledged.
         sent, received: people in changes sent and applied since the start.
         asked, known, late: strangers that the store was asked about since the start, those that it knew, and
-            those whose answer came after `fleet.ask_ms`.
+            those without a usable answer within `fleet.ask_ms`.
+        unasked: strangers that were enrolled without a question: the store is away, or too many wait.
         conflicts: pairs of people that are probably one but have two names, which an operator has to decide;
             None: unknown.
         exchanged: Unix seconds of the last complete exchange, by the device's clock; None: none yet.
@@ -42,6 +43,7 @@ class FleetState:
     asked: int = 0
     known: int = 0
     late: int = 0
+    unasked: int = 0
     conflicts: int | None = None
     exchanged: float | None = None
 

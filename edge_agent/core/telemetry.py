@@ -156,7 +156,12 @@ class TelemetryData:
     )
     fleet_known: int | None = value("Those that it knew.", metric="fleet_known", counter=True)
     fleet_late: int | None = value(
-        "Those whose answer came after fleet.ask_ms.", metric="fleet_late", counter=True
+        "Those without a usable answer within fleet.ask_ms.", metric="fleet_late", counter=True
+    )
+    fleet_unasked: int | None = value(
+        "Strangers enrolled without a question: the store was away, or too many waited.",
+        metric="fleet_unasked",
+        counter=True,
     )
     fleet_conflicts: int | None = value(
         "Pairs of people who are probably one, but have two names.", metric="fleet_conflicts"

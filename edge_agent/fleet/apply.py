@@ -305,11 +305,10 @@ class Applier:
         yield
 
     def _put_mean(self, rows: Rows, mean: CameraMean) -> None:
-        total = np.asarray(mean.total, np.float64)
-        if len(total) == self.gallery.dimension and np.isfinite(total).all() and mean.people >= 0:
+        if mean.fits(self.gallery.dimension):
             own = mean.device == self.device
             camera = mean.camera if own else foreign_camera(mean.device, mean.camera)
-            rows.site.put_mean(camera, mean.epoch, mean.people, total)
+            rows.site.put_mean(camera, mean.epoch, mean.people, mean.total)
 
     def _sweep(self, *, erase: bool) -> Iterator[None]:
         """Delete what the site does not have any more, by a full copy that is complete.

@@ -144,6 +144,7 @@ class Asking:
         means = {
             (self._camera(mean.device, mean.camera), mean.epoch): (mean.people, mean.total)
             for mean in answer.means
+            if mean.fits(self.gallery.dimension)
         }
         found = [self._candidate(one, means) for one in answer.candidates if one.person.forgotten is None]
         walked = [self._walked(camera, one, answer.now) for one in found if one is not None]

@@ -7,6 +7,7 @@ clocks of devices are never compared: they send ages, and the store returns time
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,6 +80,14 @@ class CameraMean:
     epoch: int
     people: float
     total: NDArray[np.float64]
+
+    def fits(self, dimension: int) -> bool:
+        """Whether it can be a mean of embeddings of this length, whatever device made it."""
+        return (
+            self.total.shape == (dimension,)
+            and bool(np.isfinite(self.total).all())
+            and 0 <= self.people < math.inf
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Newcomers:
             return None
         by_looks = self._shared.thresholds.of(len(self._taken(track)), track.likeness, among=reply.people)
         threshold = by_looks.shifted(fit.candidate.shift)
-        if by_looks.value is None or threshold.value is None or fit.score < threshold.value:
+        if by_looks.value is None or threshold.value is None or not fit.score >= threshold.value:
             return None
         second = max(fit.second, self._here(track, fit.number))
         settings = self._shared.settings

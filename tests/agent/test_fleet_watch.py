@@ -87,6 +87,7 @@ def test_telemetry_has_every_figure() -> None:
         "fleet_asked": 7,
         "fleet_known": 4,
         "fleet_late": 1,
+        "fleet_unasked": 0,
         "fleet_conflicts": None,
     }
     assert set(given) == {name for name in TelemetryData.__dataclass_fields__ if name.startswith("fleet_")}

@@ -312,3 +312,21 @@ def test_answers_that_make_no_sense_are_no_answers(yard: Yard) -> None:
         question = yard.asking.ask(("cam", 1), vector)
         assert question is not None
         assert yard.settled(question).candidates == ()
+
+
+@pytest.mark.parametrize("total", [np.full(D, np.nan), np.ones(8), np.full(D, np.inf)])
+def test_means_that_make_no_sense_do_not_count(yard: Yard, total: np.ndarray) -> None:
+    vector = People(1).crop(0)
+    yard.gate_knows(People(1), 0)
+    store = yard.worker.store
+    assert isinstance(store, MemoryStore)
+
+    async def ask(vectors: np.ndarray, most: int) -> records.Answer:
+        answer = await MemoryStore.ask(store, vectors, most)
+        return replace(answer, means=(CameraMean("gate", "door", 0, 20.0, total),))
+
+    store.ask = ask  # type: ignore[method-assign]
+    question = yard.asking.ask(("cam", 1), vector)
+    assert question is not None
+    (candidate,) = yard.settled(question).candidates
+    assert np.isfinite(candidate.rows).all()

@@ -280,3 +280,12 @@ def test_nobody_is_asked_without_a_threshold_or_for_a_watchlist(gallery: Gallery
     scene = Scene(Identifier(gallery, "again", watch, Calibrated(0.5, 1e-4), elsewhere=others))
     scene.visit(People(1, seed=5), {1: 0})
     assert others.asked == []
+
+
+def test_a_score_that_is_no_number_is_no_match(scene: Scene, others: Others, gallery: Gallery) -> None:
+    people = People(1)
+    show_until_asked(scene, others, people, {1: 0})
+    broken = known(gallery, [people.crop(0)])
+    broken.rows[:] = np.nan
+    others.answer(broken)
+    assert kinds(scene.show({1: None})) == ["enrolled"]
