@@ -139,8 +139,10 @@ class Applier:
     def _join(self, rows: Rows, keep: int, absorb: int) -> None:
         """Merge two identities; what was changed here and is not sent yet stays so."""
         unsent, absorbed = rows.fleet.change(absorb), rows.identity(absorb)
-        apart = rows.fleet.pairs.others(absorb)
+        apart, contributes = rows.fleet.pairs.others(absorb), bool(rows.exemplars.own(absorb))
         rows.merge(keep, absorb, REASON)
+        if contributes:
+            rows.fleet.note_content(keep)  # this device shares of one person what it shares of any
         rows.fleet.pairs.note(keep, apart)
         if unsent is not None:
             rows.fleet.put_change(keep, unsent)

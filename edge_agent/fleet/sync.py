@@ -126,6 +126,8 @@ class Sync:
                 site.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
             elif site.copy is None and mark < welcome.horizon:
                 site.begin_copy("erase")
+            elif mark == 0:  # part of a page may be here, of a site that was restored since
+                site.begin_copy(site.copy or "keep")
             if not was_restored:
                 site.drop_tombstones(welcome.horizon)
             copy = site.copy
