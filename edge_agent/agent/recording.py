@@ -260,6 +260,7 @@ def open_recorder(
         "calibrated": None if calibrated is None else asdict(calibrated),
         "gallery": settings.gallery.model_dump(mode="json"),
         "asks": identifier.elsewhere is not None,
+        "shares": identifier.shares,
     }
     begun = 0
 

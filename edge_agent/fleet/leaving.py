@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edge_agent.fleet.reconciler import CONFLICTS_FACT, DONE_FACT
+from edge_agent.fleet.travel import TRAVEL_FACT
 from edge_agent.gallery.erasure import erase_in
 from edge_agent.gallery.fleet_rows import FOREIGN
 from edge_agent.gallery.gallery import Gallery
@@ -21,6 +23,8 @@ def leave(gallery: Gallery, *, keep: bool) -> int:
     erased = 0 if keep else _drop_others(gallery)
     with gallery.file.changing() as rows:
         rows.fleet.leave()
+        for fact in (DONE_FACT, CONFLICTS_FACT, TRAVEL_FACT):
+            gallery.facts.set(fact, None)
     return erased
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 
-from edge_agent.core.errors import InputError
-from edge_agent.fleet.reconcile import Judge, Match, SiteView, known, mutual, stricter
+from edge_agent.core.errors import EdgeAgentError, InputError
+from edge_agent.fleet.reconcile import Judge, Known, Match, SiteView, known, mutual, stricter
 from edge_agent.fleet.records import MOST_CANDIDATES, Candidate, Pair, Vectors
 from edge_agent.fleet.worker import Task
+from edge_agent.gallery.exemplars import checked_exemplars
 
 if TYPE_CHECKING:
     from edge_agent.fleet.store import FleetStore
@@ -118,28 +120,33 @@ class Reconciler:
             await asyncio.sleep(0)  # questions of the driving thread come first
         if not matches:
             return 0
-        conflicts = await self._new_conflicts(
-            store, [one.pair for one in matches.values() if one.is_conflict]
-        )
-        joined = await store.join(list(matches))
-        for pair in conflicts:
+        two_names = [one.pair for one in matches.values() if one.is_conflict]
+        for pair in await self._new_conflicts(store, two_names):
             self._note({*self._reported(), pair})
             self.report(pair, True)
+        joined = await store.join(list(matches))
         if joined:
             self.joined += joined
             _log.info("fleet_people_joined", pairs=joined)
         return joined
 
     def _best(self, judge: Judge, candidate: Candidate, others: Sequence[Candidate]) -> Match | None:
-        one = known(candidate, self._compared)
-        near = [known(other, self._compared) for other in others]
+        one = self._known(candidate)
+        near = [self._known(other) for other in others]
         return None if one is None else judge.best(one, [other for other in near if other is not None])
+
+    def _known(self, candidate: Candidate) -> Known | None:
+        try:
+            return known(candidate, self._compared)
+        except (ValueError, EdgeAgentError) as problem:  # of another device: what it shares is not trusted
+            _log.warning("fleet_exemplars_refused", person=candidate.person.id, error=str(problem))
+            return None
 
     async def _is_mutual(self, store: FleetStore, judge: Judge, match: Match) -> bool:
         """Compare the best one with those nearest to it in turn."""
         answer = await store.ask(match.best.raw, MOST_CANDIDATES + 1)  # itself is among them
         self._people = answer.people
-        others = [known(one, self._compared) for one in answer.candidates]
+        others = [self._known(one) for one in answer.candidates]
         near = [other for other in others if other is not None and other.id != match.one.id]
         return mutual(match, judge.best(match.best, [match.one, *near]))
 
@@ -161,7 +168,9 @@ class Reconciler:
         ]
 
     def _compared(self, vectors: Vectors, views: Sequence[SiteView]) -> Vectors:
-        return self.gallery.cameras.of_others(vectors, self._here(views), {})
+        qualities = np.ones(len(vectors), np.float32)
+        raw, _ = checked_exemplars(vectors, qualities, self.gallery.dimension)
+        return self.gallery.cameras.of_others(raw, self._here(views), {})
 
     def _apart(self, id_: str) -> Collection[str]:
         """Return the ids of people who are certainly not this one, as far as this device knows them."""

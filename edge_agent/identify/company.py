@@ -25,7 +25,7 @@ class Company:
         """Note with whom a track that has ended was seen, and until when."""
         shared, number = self._shared, track.number
         threshold = shared.thresholds.in_force.value
-        if number is None:
+        if number is None or not shared.gallery.present({number}):  # erased or merged since the last frame
             return
         shared.gallery.touch(number, track.last.time, sighting=False)  # others learn when and where
         if threshold is None:

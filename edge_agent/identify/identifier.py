@@ -70,6 +70,7 @@ class Identifier:
         self._fuser = Fuser(self._shared, self._settler, self._lookalikes)
         self._reviewer = Reviewer(self._shared, self._fitting, self._settler, self._fuser)
         self._newcomers = Newcomers(self._shared, self._fitting, self._settler, elsewhere)
+        self.shares = shares
         self._company = Company(self._shared) if shares else None
         self._had_threshold = False
         self._waiting: list[Decision] = []

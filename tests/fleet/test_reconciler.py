@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.fleet.reconcile import STRICTER, stricter
 from edge_agent.fleet.reconciler import LONGEST_S, STEP_PEOPLE, TOMBSTONE_S, Reconciler
-from edge_agent.fleet.records import Apart, Pair, PersonChange, Push, Setting, SharedExemplar, Vectors
+from edge_agent.fleet.records import (
+    Apart,
+    Candidate,
+    Pair,
+    PersonChange,
+    Push,
+    Setting,
+    SharedExemplar,
+    Vectors,
+)
 from edge_agent.fleet.rules import Retention
 from edge_agent.fleet.store import StoreDown
 from edge_agent.gallery.gallery import Gallery
@@ -398,3 +407,28 @@ def test_pairs_have_the_smaller_id_first(site: MemorySite, device: Devices) -> N
     other.enrol("p-a", face(1))
     one.step()
     assert asked == [Pair("p-a", "p-z")]
+
+
+@pytest.mark.parametrize("bad", [np.zeros(D), np.full(D, np.nan), 3 * np.ones(D), np.ones(D + 1) / 6])
+def test_what_is_no_embedding_does_not_stop_the_task(
+    site: MemorySite, device: Devices, monkeypatch: pytest.MonkeyPatch, bad: Any
+) -> None:
+    """The others of the site are joined all the same."""
+    one, other, third = device("one"), device("other"), device("third")
+    one.enrol("p-1", face(1))
+    other.enrol("p-2", face(1))
+    third.enrol("p-3", face(2))
+    (key,) = [key for key in site.content.contributions if key[0] == "p-3"]
+    version, contribution = site.content.contributions[key]
+    shot = replace(contribution.exemplars[0], vector=np.asarray(bad, np.float32))
+    site.content.contributions[key] = version, replace(contribution, exemplars=(shot,))
+    monkeypatch.setattr("tests.fleet.memory_store._vectors", _searched)
+    one.step()
+    assert frozenset({"p-1", "p-2"}) in groups(site)
+
+
+def _searched(candidate: Candidate) -> Vectors:
+    """Return what a server searches, which finds anything."""
+    rows = [shot.vector for one in candidate.contributions for shot in one.exemplars]
+    usable = [row for row in rows if row.shape == (D,) and np.isfinite(row).all()]
+    return np.stack(usable or [face(99)])

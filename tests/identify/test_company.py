@@ -129,3 +129,21 @@ def test_an_identity_that_takes_the_id_of_the_site_is_corrected(gallery: Gallery
     (found,) = stage.show({})
     assert (found.kind, found.identity) == (DecisionKind.CORRECTED, "p-000000000001")
     assert found.previous != found.identity
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_track_ends_whose_person_another_process_erased_or_merged(
+    gallery: Gallery, *, merged: bool
+) -> None:
+    """The other tracks of the frame end, too."""
+    people = People(4)
+    stage = scene(gallery)
+    for _ in range(20):
+        stage.show({track: people.crop(track) for track in (1, 2)})
+    numbers = [stage.number(track) or 0 for track in (1, 2)]
+    if merged:
+        gallery.merge(numbers[1], numbers[0], "fleet")
+    else:
+        gallery.forget(numbers[0])
+    found = stage.show({}, ended=(1, 2))
+    assert [one.track_id for one in found if one.kind is DecisionKind.DEPARTED] == [1, 2]

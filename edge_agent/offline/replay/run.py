@@ -172,6 +172,7 @@ def _replay(
             calibrated,
             prior,
             replies,
+            shares=recording.header.get("shares") is True,
         )
         Player(recording, changes, gallery, identifier, time, outcome, network, another, replies).play()
     return outcome
