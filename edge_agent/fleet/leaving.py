@@ -23,8 +23,8 @@ def leave(gallery: Gallery, *, keep: bool) -> int:
     erased = 0 if keep else _drop_others(gallery)
     with gallery.file.changing() as rows:
         rows.fleet.leave()
-        for fact in (DONE_FACT, CONFLICTS_FACT, TRAVEL_FACT):
-            gallery.facts.set(fact, None)
+    for fact in (DONE_FACT, CONFLICTS_FACT, TRAVEL_FACT):
+        gallery.facts.set(fact, None)
     return erased
 
 

@@ -132,9 +132,7 @@ def test_an_identity_that_takes_the_id_of_the_site_is_corrected(gallery: Gallery
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_a_track_ends_whose_person_another_process_erased_or_merged(
-    gallery: Gallery, *, merged: bool
-) -> None:
+def test_a_track_ends_whose_person_others_erased_or_merged(gallery: Gallery, *, merged: bool) -> None:
     """The other tracks of the frame end, too."""
     people = People(4)
     stage = scene(gallery)
