@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, gallery, idle, memory, overload, path, results, search, startup, summary
+from benchmarks import (
+    compare,
+    fleet_street,
+    gallery,
+    idle,
+    memory,
+    overload,
+    path,
+    results,
+    search,
+    startup,
+    summary,
+)
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
 from edge_agent.core.manifest import write_atomic
@@ -332,6 +344,7 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "memory": _own(memory.markdown),
     "search": _own(search.markdown),
     "soak": _own(memory.soak_markdown),
+    "fleet-street": _own(fleet_street.markdown),
 }
 
 _DRAWN: dict[str, Callable[[Steps], str]] = {
