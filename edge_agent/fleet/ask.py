@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 MOST_WAITING = 32
 """Questions that wait for the store at once; a crowd of strangers is enrolled without it."""
 MOST_QUERIES = 8
-"""Views for which a question asks: see `Cameras.elsewhere`."""
+"""Views for which a question asks, see `Cameras.elsewhere`; fewer while others wait: each is a search."""
 
 
 class Submit(Protocol):
@@ -115,7 +115,8 @@ class Asking:
         """Ask the store for the person of a track with this raw evidence `(D,)`."""
         self._waiting = [one for one in self._waiting if not one.done()]
         if len(self._waiting) < MOST_WAITING:
-            future = self.submit(partial(self._query, track[0], vector.copy()), self.longest_s)
+            views = max(1, MOST_QUERIES // (1 + len(self._waiting)))
+            future = self.submit(partial(self._query, track[0], vector.copy(), views), self.longest_s)
             if not (future.done() and future.exception()):  # it fails at once while the store is left alone
                 self.counts.asked += 1
                 self._waiting.append(future)
@@ -134,9 +135,9 @@ class Asking:
         self.counts.known += number is not None
         return number
 
-    async def _query(self, camera: str, vector: Vectors, store: FleetStore) -> Reply:
+    async def _query(self, camera: str, vector: Vectors, views: int, store: FleetStore) -> Reply:
         # The store compares raw embeddings: another camera gave the person another offset.
-        queries = self.gallery.cameras.elsewhere(camera, vector, MOST_QUERIES)
+        queries = self.gallery.cameras.elsewhere(camera, vector, views)
         return self._prepared(camera, await store.ask(queries, MOST_CANDIDATES))
 
     def _prepared(self, camera: str, answer: Answer) -> Reply:
