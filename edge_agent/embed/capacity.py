@@ -37,16 +37,16 @@ ACTIVE_S = 2.0
 """A camera that is silent for this long leaves its share to the others."""
 SAVED_S = 0.5
 """Most engine time that is saved up; never more than a frame of the slowest camera."""
-REVIEW_S = 1.0
+REVIEW_S = 0.5
 """Interval of the corrections of the host's limit."""
-BUSY = 0.95
+BUSY = 0.8
 """Load above which the host is the cause of lost frames."""
-IDLE = 0.975
+IDLE = 0.95
 """Load below which the host could have done more."""
-LOST = 0.05
+LOST = 0.03
 """Share of lost frames above which they are not accidental."""
-STEP = 0.25
-"""Largest correction of the limit, as a share of it."""
+LEAST_STEP, MOST_STEP = 0.75, 1.5
+"""Factors of the largest corrections of the limit."""
 MOST_SPEEDS = 4.0
 """Largest limit, as a multiple of the engine's speed."""
 
@@ -135,7 +135,7 @@ class CropBudget:
     ) -> None:
         self.host = HostWork()
         self._worked, self._queue, self._clock, self._known = worked, queue, clock, worked()
-        self._engine = Speed()
+        self._engine, self._embedded = Speed(), Speed()
         self._cameras: dict[str, _Camera] = {}
         self._available, self._fraction, self._limit = 0.0, 0.0, math.inf
         self._window: _Window | None = None
@@ -217,19 +217,20 @@ class CropBudget:
         window = self._window or _Window(now, replace(self.host))
         span = now - window.since
         if span >= REVIEW_S:
-            limit = _next_limit(self._limit, window, span, self.host.load(window.host, span))
-            self._limit = min(limit, MOST_SPEEDS * (self._engine.rate or math.inf))
+            self._embedded.add(window.crops, span)
+            limit = min(self._limit, MOST_SPEEDS * (self._engine.rate or math.inf))
+            lost = window.lost / max(1, window.frames)
+            load = self.host.load(window.host, span)
+            self._limit = _next_limit(limit, self._embedded.rate or limit, load, lost)
             window = _Window(now, replace(self.host))
         self._window = window
 
 
-def _next_limit(limit: float, window: _Window, span: float, load: float) -> float:
-    """Return the crops a second that the host can decide about, by its load and the frames that are lost.
+def _next_limit(limit: float, embedded: float, load: float, lost: float) -> float:
+    """Return the crops a second that the host can decide about, by its load and the share of lost frames.
 
-    Much of the work on crops does not depend on their number, so the limit approaches its value in steps.
+    Work grows at most as the crops do, and much of it does not depend on them: a bound, approached in steps.
     """
-    lost = window.lost / max(1, window.frames)
     if load > 1.0 or (lost > LOST and load > BUSY):
-        step = min(STEP, max(load - 1.0, lost - LOST, 0.0))
-        return max(SLOWEST, min(limit, window.crops / span) * (1.0 - step))
-    return limit * (1.0 + min(STEP, max(0.0, IDLE - load)))
+        return max(SLOWEST, min(limit, embedded) * max(LEAST_STEP, 1.0 - max(load - 1.0, lost - LOST)))
+    return limit * min(MOST_STEP, max(1.0, IDLE / max(load, 0.1)))
