@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_agent.fleet.postgres.connection import Link
 from edge_agent.fleet.records import Push
 from tests.fleet.postgres_site import Site, change, people, run, vector
 
@@ -33,10 +34,22 @@ def test_what_one_device_pushes_another_pulls(site: Site) -> None:
         assert (await two.state()).exemplars == 1
         assert await two.lease("reconcile", 10)
         assert not await one.lease("reconcile", 10)
-        print(await two.alike(0, 10), await two.state(), await two.erased("p-1"))
         await two.tidy(1000)
         await two.confirm(page.upto, "r1")
         await one.close()
         await two.close()
+
+    run(work())
+
+
+def test_plans_follow_the_size_of_the_tables(site: Site) -> None:
+    """A statement that was prepared when tables were empty must not read them whole later."""
+
+    async def work() -> None:
+        link = Link(site.login("a"))
+        await link.connect(10)
+        assert await link.read(lambda one: one.fetchval("SHOW plan_cache_mode")) == "force_custom_plan"
+        assert await link.read(lambda one: one.fetchval("SHOW search_path")) == "edge_agent, public, pg_temp"
+        await link.close()
 
     run(work())

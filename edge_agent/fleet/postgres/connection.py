@@ -187,6 +187,8 @@ class Link:
         self._begin = (
             f"SET LOCAL search_path = {path}; SET LOCAL lock_timeout = '{LOCK_S:g}s';"
             f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S:g}s';"
+            # A plan that was kept from when tables were small would read them whole for ever.
+            " SET LOCAL plan_cache_mode = force_custom_plan;"
         )
         self._connection = connection
 

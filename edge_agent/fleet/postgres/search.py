@@ -21,7 +21,7 @@ MOST_INDEXED_NUMBERS = 2000
 EXACT_UP_TO = 10_000
 """Exemplars of a site up to which every one is compared. An index would hardly be faster, and makes changes
 slower: it is built for sites that are larger."""
-EF_SEARCH = 100
+EF_SEARCH = 200
 """Rows that a search of the index visits closely; see docs/decisions/071 for the recall."""
 NEAREST = 40
 """Exemplars for each vector that is asked about: a person may have several of each device."""
