@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
     from edge_agent.core.config import IdentifySettings, Settings
     from edge_agent.core.structures import EngineInfo
+    from edge_agent.gallery.exemplars import View
     from edge_agent.gallery.gallery import Gallery
+    from edge_agent.gallery.means import Sums
     from edge_agent.gallery.rows import Rows
     from edge_agent.identify.prior import Prior
     from edge_agent.identify.site import Calibrated
@@ -78,6 +80,8 @@ class Journal:
     """Names of enrolled people by number."""
     _apart: Any = None
     """Changes with the pairs that an operator keeps apart."""
+    _means: Mapping[View, tuple[float, Sums]] = field(default_factory=dict)
+    """Means of cameras of other devices."""
     _ids: dict[int, str] = field(default_factory=dict)
     """Ids of identities by number."""
 
@@ -86,6 +90,7 @@ class Journal:
         self._ids = {number: id_ for id_, number in ids.items()}
         with self.gallery.file.reading() as rows:
             self._named, self._apart = _named(rows), rows.store.meta("apart")
+        self._means = self.gallery.file.means.elsewhere
         self.settle()
 
     def settle(self) -> None:
@@ -111,13 +116,23 @@ class Journal:
             else:
                 both = named.keys() | self._named.keys()
                 changed |= {number for number in both if named.get(number, 0) != self._named.get(number, 0)}
-                apart = rows.store.meta("apart")
-                if changed or apart != self._apart:
-                    self._put(rows, changed, foreign=foreign)
+                apart, means = rows.store.meta("apart"), self._changed_means()
+                if changed or means or apart != self._apart:
+                    self._put(rows, changed, means, foreign=foreign)
             self._named, self._apart = named, rows.store.meta("apart")
+            self._means = file.means.elsewhere
         self.settle()
 
-    def _put(self, rows: Rows, changed: set[int], *, foreign: bool) -> None:
+    def _changed_means(self) -> list[list[Any]]:
+        """Return camera, epoch, number of people and sum of the means of other devices that changed."""
+        now, before = self.gallery.file.means.elsewhere, self._means
+        return [
+            [*view, people, total.tolist()]
+            for view, (people, total) in (now.items() if now is not before else ())
+            if view not in before or before[view][0] != people or (before[view][1] != total).any()
+        ]
+
+    def _put(self, rows: Rows, changed: set[int], means: list[list[Any]], *, foreign: bool) -> None:
         people, vectors, gone = [], [], []
         for number in sorted(changed):
             if number not in self.gallery.file.revisions:
@@ -129,7 +144,7 @@ class Journal:
             people.append(person)
             vectors.append(own)
         apart = rows.store.rows("SELECT first, second, reason FROM apart ORDER BY first, second")
-        body = {"foreign": foreign, "gone": gone, "people": people, "apart": apart}
+        body = {"foreign": foreign, "gone": gone, "people": people, "apart": apart, "means": means}
         stacked = np.concatenate(vectors) if vectors else None
         self.recorder.put(Entry("change", self.clock.now(), body=body, vectors=stacked))
 

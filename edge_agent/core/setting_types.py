@@ -21,8 +21,13 @@ KAFKA_TOPIC = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
 """What Kafka takes as the name of a topic."""
 
 
+def fits_id(value: str) -> bool:
+    """Return whether a text may be the `Id` of a camera or a device."""
+    return _ID.fullmatch(value) is not None
+
+
 def _check_id(value: str) -> str:
-    if not _ID.fullmatch(value):
+    if not fits_id(value):
         raise ValueError("must be 1 to 64 characters of a-z, 0-9, _ and -")
     return value
 

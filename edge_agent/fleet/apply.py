@@ -8,6 +8,7 @@ changed since it last sent it is not overwritten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -16,7 +17,8 @@ import numpy as np
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, InputError
-from edge_agent.core.names import LONGEST_NAME, checked_name
+from edge_agent.core.names import LONGEST_NAME, checked_name, is_id
+from edge_agent.core.setting_types import LONGEST_TTL_HOURS, fits_id
 from edge_agent.fleet.records import CameraMean, Candidate, Contribution, Page, SharedExemplar, SitePerson
 from edge_agent.gallery.erasure import erase_in
 from edge_agent.gallery.exemplars import checked_exemplars
@@ -33,6 +35,9 @@ STEP = 16
 """People, or contributions, of one step."""
 REASON = "fleet"
 """Of notices and events about changes that came from the site."""
+REASONS = frozenset({"split", "rejected", "together"})
+"""Why two people are kept apart."""
+_MOST_EPOCHS = 1 << 31
 _SLACK_S = 1.0
 """Times differ by less between two pages about one sighting."""
 
@@ -48,6 +53,7 @@ class Applier:
 
     def steps(self, page: Page) -> Iterator[None]:
         """Apply a page; between two steps the lock of the gallery is free."""
+        page = sound(page)
         merged = [one for one in page.people if one.root != one.id]
         roots = [one for one in page.people if one.root == one.id]
         fresh = {one.id for one in page.contributions if one.exemplars}
@@ -248,6 +254,8 @@ class Applier:
         call it.
         """
         person, now = candidate.person, candidate.person.last_seen
+        if not _is_person(person):
+            return None
         ids = {one.id for one in candidate.contributions}
         merged = [replace(person, id=id_) for id_ in sorted(ids - {person.id})]
         with self.gallery.file.changing(durable=False) as rows, rows.fleet.quiet():
@@ -361,6 +369,46 @@ def _free_name(rows: Rows, name: str) -> str:
         place += 1
 
 
+def sound(page: Page) -> Page:
+    """Return a page without what no device of this program sends: another program may write the store."""
+    checked = replace(
+        page,
+        people=tuple(filter(_is_person, page.people)),
+        contributions=tuple(one for one in page.contributions if is_id(one.id) and fits_id(one.device)),
+        apart=tuple(one for one in page.apart if one.reason in REASONS),
+        means=tuple(filter(_is_mean, page.means)),
+    )
+    parts = ("people", "contributions", "apart", "means")
+    if any(len(getattr(checked, part)) != len(getattr(page, part)) for part in parts):
+        _log.warning("fleet_page_has_unusable_rows", version=page.upto)
+    return checked
+
+
+def _is_person(one: SitePerson) -> bool:
+    ttl_s = one.ttl_s
+    return (
+        is_id(one.id)
+        and is_id(one.root)
+        and one.kind in ("auto", "enrolled")
+        and math.isfinite(one.first_seen + one.last_seen)
+        and (ttl_s is None or 0.0 <= ttl_s <= LONGEST_TTL_HOURS * 3600)
+    )
+
+
+def _is_mean(one: CameraMean) -> bool:
+    return (
+        fits_id(one.device)
+        and (not one.camera or fits_id(one.camera))
+        and 0 <= one.epoch <= _MOST_EPOCHS
+        and 0.0 <= one.people < math.inf
+        and bool(np.isfinite(one.total).all())
+    )
+
+
+def _is_exemplar(one: SharedExemplar) -> bool:
+    return (not one.camera or fits_id(one.camera)) and 0 <= one.epoch <= _MOST_EPOCHS
+
+
 def _has_expired(rows: Rows, person: SitePerson, now: float) -> bool:
     """Return whether a root would expire here at once."""
     ttl_s = person.ttl_s
@@ -377,15 +425,19 @@ def _moment(rows: Rows, age_s: float, label: float) -> tuple[float | None, float
 
 def _checked(one: Contribution, dimension: int) -> tuple[Vectors, Sequence[SharedExemplar]]:
     """Return the usable vectors of a contribution, with what is known of them."""
+    nothing = np.zeros((0, dimension), np.float32)
     if not one.exemplars:
-        return np.zeros((0, dimension), np.float32), ()
+        return nothing, ()
+    if not all(map(_is_exemplar, one.exemplars)):
+        _log.warning("fleet_exemplars_refused", device=one.device, error="a camera or its view is not usable")
+        return nothing, ()
     try:
         vectors = np.stack([source.vector for source in one.exemplars])
         # Checked, but kept as they are, not scaled again: all devices have the same.
         checked_exemplars(vectors, np.array([source.quality for source in one.exemplars]), dimension)
     except (ValueError, EdgeAgentError) as problem:
         _log.warning("fleet_exemplars_refused", device=one.device, error=str(problem))
-        return np.zeros((0, dimension), np.float32), ()
+        return nothing, ()
     return vectors, one.exemplars
 
 

@@ -165,8 +165,9 @@ class FleetWorker:
             self._loop.close()
 
     def _cancel(self) -> None:
-        if self._main is not None:
+        if self._main is not None and not self._main.done():
             self._main.cancel()
+            self._loop.call_later(0.1, self._cancel)  # Python 3.10 may lose one
 
     def _set_wake(self) -> None:
         if self._wake is not None:
@@ -174,7 +175,7 @@ class FleetWorker:
 
     async def _work(self) -> None:
         self._wake = asyncio.Event()
-        while True:
+        while self.link != "stopped":
             self._wake.clear()
             wait_s = await self._once()
             with contextlib.suppress(asyncio.TimeoutError):

@@ -51,6 +51,7 @@ class Ages:
             with self._store.change():
                 statement = f"UPDATE identity SET seen = ?, expires = NULL WHERE {_FOREIGN}"  # noqa: S608
                 self._store.run(statement, (now, *values))
+                self._store.run("UPDATE fleet_shared SET seen = min(seen, ?)", (now,))
                 self._store.put_meta(_AXIS, self._clock.id)
         except StorageError as problem:
             _log.warning("ages_unknown", gallery=self._store.where, error=str(problem))

@@ -108,7 +108,7 @@ class CameraMeans:
         """Number of guests and the sum of their vectors, `(D,)`, by number of view."""
         self.shared: dict[int, tuple[float, Sums]] = {}
         """The same of cameras of other devices, as these count them: instead of the votes here."""
-        self._elsewhere: dict[tuple[str, int], tuple[float, Sums]] = {}
+        self.elsewhere: dict[tuple[str, int], tuple[float, Sums]] = {}
         """What other devices count, also of views from which there is nothing here."""
         self.latest: dict[str, dict[str, Seen]] = {}
         """Latest people by camera, the oldest first, by a key that a person keeps."""
@@ -126,8 +126,8 @@ class CameraMeans:
             self._sums = np.concatenate([self._sums, row])
             self._people = np.append(self._people, 0.0)
             self.offsets = np.concatenate([self.offsets, row.astype(np.float32)])
-            if key in self._elsewhere:
-                self.shared[self._numbers[key]] = self._elsewhere[key]
+            if key in self.elsewhere:
+                self.shared[self._numbers[key]] = self.elsewhere[key]
             if self.guests or self.shared or self._people.any():
                 self.move(len(self.offsets) - 1, self.wanted()[-1])
         return self._numbers[key]
@@ -182,9 +182,9 @@ class CameraMeans:
         """Let the means of views of other devices count: camera, epoch, number of people, sum `(D,)`."""
         self._likenesses.clear()
         self._biases.clear()
-        self._elsewhere = {(camera, epoch): (people, total) for camera, epoch, people, total in means}
+        self.elsewhere = {(camera, epoch): (people, total) for camera, epoch, people, total in means}
         self.shared = {
-            number: self._elsewhere[key] for key, number in self._numbers.items() if key in self._elsewhere
+            number: self.elsewhere[key] for key, number in self._numbers.items() if key in self.elsewhere
         }
 
     def own(self) -> list[tuple[str, int, float, Sums]]:

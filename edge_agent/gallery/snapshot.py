@@ -12,7 +12,7 @@ from edge_agent.gallery.store import Store
 
 Table = tuple[str, tuple[str, ...], Iterable[Sequence[Any]]]
 """Name, columns and rows of a table."""
-_TABLES = ("meta", "fact", "identity", "former", "exemplar", "apart", "sqlite_sequence")
+_TABLES = ("meta", "fact", "identity", "former", "exemplar", "apart", "fleet_mean", "sqlite_sequence")
 _BATCH = 4096
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ import pytest
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import InputError
+from edge_agent.fleet.records import Apart, CameraMean, Contribution, SharedExemplar
 from edge_agent.fleet.store import StoreDown
 from edge_agent.fleet.sync import Sync
 from edge_agent.gallery import Gallery, Identity
@@ -426,3 +429,60 @@ def test_reembedding_sends_the_new_embeddings(make: Callable[..., Device], tmp_p
         assert moved.exemplars(moved.get(person.id).number)[2] == ("s:door:1",)  # the others' are of the old
         with moved.file.reading() as rows:
             assert rows.fleet.waiting() == 1
+
+
+def test_rows_that_no_device_sends_are_left_out(make: Callable[..., Device], site: MemorySite) -> None:
+    """Another program, or a device that was taken over, may write anything into the store."""
+    a, b = make("a"), make("b")
+    person = a.enrol(1)
+    a.step()
+    good = site.content.people[person.id]
+    for id_, changes in {
+        "../../etc": {},
+        "p-aaaaaaaaaaaa": {"last_seen": math.nan},
+        "p-aaaaaaaaaaab": {"ttl_s": math.inf},
+        "p-aaaaaaaaaaac": {"kind": "king"},
+        "p-aaaaaaaaaaad": {"name": "a\nb"},
+        "p-aaaaaaaaaaae": {"name": "7"},
+    }.items():
+        row = dataclasses.replace(good, **{"id": id_, "root": id_, "version": 1, **changes})
+        site.content.people[id_] = row
+    shots = (SharedExemplar("door", 0, 0.5, near(5)[0]), SharedExemplar("../x", 0, 0.5, near(6)[0]))
+    for device, exemplars in {
+        "x/y": shots[:1],
+        "c": shots,
+        "d": (dataclasses.replace(shots[0], vector=np.full(D, np.nan, np.float32)),),
+        "e": (dataclasses.replace(shots[0], vector=np.ones(3, np.float32)),),
+        "f": (dataclasses.replace(shots[0], quality=math.nan),),
+        "g": (dataclasses.replace(shots[0], epoch=-1),),
+    }.items():
+        site.content.contributions[person.id, device] = 1, Contribution(person.id, device, exemplars)
+    site.content.means["c", "door", 0] = 1, CameraMean("c", "door", 0, 3.0, np.full(D, np.inf))
+    site.content.means["c", "hall", 0] = 1, CameraMean("c", "hall", 0, 3.0, np.ones(3))
+    site.content.apart[person.id, "p-aaaaaaaaaaad"] = 1, Apart(person.id, "p-aaaaaaaaaaad", "x" * 10_000)
+    b.step()
+    assert sorted(one.id for one in b.gallery.identities()) == sorted(
+        [person.id, "p-aaaaaaaaaaad", "p-aaaaaaaaaaae"]
+    )
+    assert {one.name for one in b.gallery.identities()} == {None}
+    assert b.gallery.exemplars(b.gallery.get(person.id).number)[2] == (f"fleet/a/{person.id}",)
+    assert b.gallery.corrections.apart(b.gallery.get(person.id).number) == set()
+    b.gallery.cameras.start()
+    assert b.gallery.search(near(1), 1)[1][0, 0] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_lost_clock_lets_sightings_be_sent_again(make: Callable[..., Device], site: MemorySite) -> None:
+    a = make("a")
+    person = a.enrol(1)
+    a.older(1e6)
+    a.gallery.touch(person.number, 1e9)
+    exchange(a)
+    a.stack.close()
+    (a.folder / "a.json").unlink()
+    a.open()
+    a.older(3600.0)
+    site.now += 3600.0
+    a.gallery.touch(person.number, 1e9)
+    exchange(a)
+    (known,) = site.roots()
+    assert site.now - known.last_seen < 5

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from edge_agent.core.errors import InputError
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.rows import Rows
@@ -42,11 +44,22 @@ class Others:
                     self.gallery.merge(keep, gone)
             except InputError:
                 missed += 1
+        if with_vectors and body.get("means"):  # missing in earlier recordings
+            self._share(body["means"])
         with self.gallery.file.changing() as rows:
             if with_vectors:
                 missed += self._people(rows, body["people"], vectors)
             missed += self._apart(rows, body["apart"])
         return missed
+
+    def _share(self, means: Sequence[Sequence[Any]]) -> None:
+        """Let means of cameras of other devices count."""
+        file = self.gallery.file
+        with file.changing() as rows:
+            for camera, epoch, people, total in means:
+                rows.site.put_mean(camera, epoch, people, np.array(total, np.float64))
+            file.means.share_all(rows.site.means(self.gallery.dimension))
+            file.recentre()
 
     def _people(self, rows: Rows, people: Sequence[Mapping[str, Any]], vectors: Vectors) -> int:
         """Set name, kind and exemplars of people; who is new is added. Return how many could not be."""
