@@ -396,13 +396,7 @@ def _is_person(one: SitePerson) -> bool:
 
 
 def _is_mean(one: CameraMean) -> bool:
-    return (
-        fits_id(one.device)
-        and (not one.camera or fits_id(one.camera))
-        and 0 <= one.epoch <= _MOST_EPOCHS
-        and 0.0 <= one.people < math.inf
-        and bool(np.isfinite(one.total).all())
-    )
+    return fits_id(one.device) and (not one.camera or fits_id(one.camera)) and 0 <= one.epoch <= _MOST_EPOCHS
 
 
 def _is_exemplar(one: SharedExemplar) -> bool:
