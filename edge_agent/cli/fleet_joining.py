@@ -175,6 +175,7 @@ def exchange_alone(settings: Settings, login: Login) -> dict[str, Any]:
             one = Sync(gallery, store, settings.mqtt.device, erase=erase)
             await one.connect()
             await one.step()
+            await one.step()  # what this device sent is a change of the site, too
         finally:
             await store.close()
         return one.mark

@@ -224,7 +224,7 @@ def test_an_id_that_the_site_does_not_know_can_be_forgotten_in_advance(plant: Pl
             command("forget", wrong, "--config", file, "--yes")
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_leaving_drops_people_whom_only_others_know(plant: Plant, keep: bool) -> None:
     one, other = plant.joined("gate-b", (1, 2)), plant.joined("yard", (3,))
     for file in (one, other, one):
@@ -252,6 +252,7 @@ def test_leaving_drops_people_whom_only_others_know(plant: Plant, keep: bool) ->
     assert len(plant.ids(one)) == 3
 
 
+@pytest.mark.slow
 def test_leaving_with_what_was_shared(plant: Plant) -> None:
     one, other = plant.joined("gate-b", (1, 2)), plant.joined("yard", (3,))
     for file in (one, other):
@@ -265,6 +266,7 @@ def test_leaving_with_what_was_shared(plant: Plant) -> None:
     assert counts[:2] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_stolen_device_is_excluded(plant: Plant) -> None:
     one, other = plant.joined("gate-b", (1,)), plant.joined("yard")
     command("sync", "--config", one)

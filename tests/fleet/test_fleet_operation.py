@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from edge_agent.core.loading import load
 from edge_agent.fleet.postgres import search
+from edge_agent.fleet.postgres.connection import Login
+from edge_agent.fleet.postgres.store import PostgresStore
 from edge_agent.fleet.records import Push
+from edge_agent.fleet.store import StoreDown, StoreRefused
 from edge_agent.gallery import Gallery
+from edge_agent.gallery.sync import Space
 from tests.conftest import REPO
+from tests.fleet import postgres_server
 from tests.fleet.postgres_site import Site, change, people, run, vector
 from tests.fleet.server_database import Database
-from tests.fleet.test_fleet_commands import Plant, command
+from tests.fleet.test_fleet_commands import SPACE, D, Plant, command
 
 
 def people_of(file: Path) -> dict[str, tuple[str | None, int]]:
@@ -104,3 +112,48 @@ def test_partitions_as_documented(
     monkeypatch.setattr(search, "EXACT_UP_TO", 10)
     assert site.init(ttl_s=60.0)[-1] == "index of 29 exemplars built"
     assert site.init(ttl_s=60.0) == ()
+
+
+@pytest.mark.slow
+def test_an_administrator_who_is_no_superuser(tmp_path: Path) -> None:
+    """As in docs/fleet.md: CREATEROLE, and owner of the database in which a superuser made the extension."""
+    with postgres_server.server() as server:
+        Database(server, "postgres").sql("CREATE ROLE fleet_admin LOGIN CREATEROLE PASSWORD 'of the fleet'")
+        Database(server, "postgres").sql("CREATE DATABASE fleet OWNER fleet_admin")
+        whole = Database(server, "fleet", "of the fleet")
+        whole.sql("CREATE EXTENSION vector")
+
+        @dataclass(frozen=True)
+        class Own(Database):
+            @property
+            def address(self) -> str:
+                return self.as_role("fleet_admin")
+
+        plant = Plant(tmp_path, Own(server, "fleet", "of the fleet"))
+        plant.init()
+        file = plant.joined("gate-b", (1, 2))
+        command("sync", "--config", file)
+        fleet = load(file).fleet
+        assert fleet.address is not None
+        assert fleet.password is not None
+        store = PostgresStore(
+            Login(fleet.address, fleet.password.get_secret_value()), Space(SPACE, D), "gate-b"
+        )
+
+        async def excluded() -> None:
+            await store.hello(0, ())
+            await asyncio.to_thread(plant.admin, "leave", "gate-b", "--withdraw", "--yes")
+            with pytest.raises((StoreDown, StoreRefused)):
+                await store.state()
+            await store.close()
+
+        run(excluded())
+        plant.admin("join", "gate-b", "--output", tmp_path)
+        command("join", "--from", tmp_path / "gate-b.fleet.toml", "--config", file)
+        command("sync", "--config", file)
+        site = json.loads(command("status", "--config", file, "--json").output)["site"]
+        assert site["exemplars"] == 4, "what was deleted is sent again"
+        assert site["devices"][0]["lag"] == 0
+        Database(server, "postgres").sql("ALTER ROLE fleet_admin NOCREATEROLE")
+        with pytest.raises(StoreRefused, match="the administrator needs CREATEROLE"):
+            plant.admin("join", "yard", "--output", tmp_path)

@@ -101,7 +101,9 @@ async def join(login: Login, site: str, device: str, role: str, password: str | 
         await _login_role(connection, role, password)
         await connection.execute(
             "INSERT INTO device (site, device, role) VALUES ($1, $2, $3)"
-            " ON CONFLICT (site, device) DO UPDATE SET role = excluded.role, gone = false",
+            " ON CONFLICT (site, device) DO UPDATE SET role = excluded.role, gone = false,"
+            # One that was excluded sends everything again: what it shared may have been deleted.
+            " receipt = CASE WHEN device.gone THEN NULL ELSE device.receipt END",
             site,
             device,
             role,
@@ -125,9 +127,12 @@ async def leave(login: Login, site: str, device: str, *, withdraw: bool = False)
             raise InputError(f"the site {site} has no device {device}")
         quoted = await connection.fetchval("SELECT quote_ident($1)", role)
         await connection.execute(f"ALTER ROLE {quoted} NOLOGIN")
+        # Only a member of a role may end its connections; a superuser is one of all.
+        await connection.execute(f"GRANT {quoted} TO CURRENT_USER")
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role
         )
+        await connection.execute(f"REVOKE {quoted} FROM CURRENT_USER")
         return await withdrawing.withdraw(connection, site, device) if withdraw else 0
 
     return await _administered(login, work)
@@ -165,10 +170,17 @@ async def _administered(login: Login, work: Callable[[Connection], Awaitable[T]]
 
     async def run() -> T:
         connection = await logged_in(login)
+        import asyncpg
+
         try:
             async with connection.transaction():
                 await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
                 return await work(connection)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise StoreRefused(
+                f"fleet store {login.where}: the role {login.address.role} lacks rights: the administrator"
+                " needs CREATEROLE, and has to own the database and the tables of the fleet"
+            ) from error
         finally:
             connection.terminate()
 
