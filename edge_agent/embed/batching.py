@@ -121,7 +121,8 @@ class Batcher:
             return 0.0 if self._packer.ready() else _PACKING_S
         done_at = self._batches[0].done_at
         if not any(of is job for of, _ in [*self._packing, *self._filled]):
-            done_at = max(batch.done_at for batch in self._batches if any(of is job for of, _ in batch.parts))
+            parts = (batch.done_at for batch in self._batches if any(of is job for of, _ in batch.parts))
+            done_at = max(parts, default=done_at)
         return max(0.0, done_at - time.monotonic())
 
     @property

@@ -47,6 +47,9 @@ LOST = 0.03
 """Share of lost frames above which they are not accidental."""
 LEAST_STEP, MOST_STEP = 0.75, 1.5
 """Factors of the largest corrections of the limit."""
+LEAST_SHARE = 0.1
+"""Least limit, as a share of the crops that cameras offer: much work does not depend on the number of crops,
+and without any nobody is recognised."""
 MOST_SPEEDS = 4.0
 """Largest limit, as a multiple of the engine's speed."""
 
@@ -91,12 +94,13 @@ class HostWork:
 
 @dataclass(slots=True)
 class _Window:
-    """Since the last review: frames delivered and lost, crops embedded. `host` is the work before it."""
+    """Since the last review: frames delivered and lost, crops wanted and embedded. `host` is before it."""
 
     since: float
     host: HostWork
     frames: int = 0
     lost: int = 0
+    wanted: int = 0
     crops: int = 0
 
 
@@ -159,6 +163,8 @@ class CropBudget:
         for frame in frames:
             self._note(frame, now, every_nth)
         self._review(now)
+        if self._window is not None:
+            self._window.wanted += wanted
         intervals = [self._cameras[frame.camera].interval_s for frame in frames]
         known = [every_nth * interval for interval in intervals if interval is not None]
         if self.rate is None or not frames or len(known) < len(frames):
@@ -221,7 +227,8 @@ class CropBudget:
             limit = min(self._limit, MOST_SPEEDS * (self._engine.rate or math.inf))
             lost = window.lost / max(1, window.frames)
             load = self.host.load(window.host, span)
-            self._limit = _next_limit(limit, self._embedded.rate or limit, load, lost)
+            limit = _next_limit(limit, self._embedded.rate or limit, load, lost)
+            self._limit = max(limit, LEAST_SHARE * window.wanted / span)
             window = _Window(now, replace(self.host))
         self._window = window
 

@@ -493,6 +493,16 @@ def test_a_host_whose_frames_take_all_its_time_still_embeds_for_half_of_it() -> 
     assert reported["chosen"]["a"] == 20 * reported["frames"]["a"]
 
 
+def test_a_host_that_has_no_time_for_its_frames_still_embeds_a_tenth() -> None:
+    """Fewer crops would not bring the frames back."""
+    made, budget = machine(2000, crop_s=1e-5, frame_s=0.05)
+    for _ in range(40):
+        budget.host.note(0.5, 0.0)  # decisions whose number does not depend on crops
+        made.run(budget, {"a": (15.0, 60)}, made.now + 0.5)
+    reported = made.run(budget, {"a": (15.0, 60)}, made.now + 10.0)
+    assert reported["chosen"]["a"] >= 0.08 * 60 * reported["frames"]["a"]
+
+
 @pytest.mark.parametrize(("engine", "host"), [(200, 1000), (1000, 200)])
 def test_the_slower_one_of_engine_and_host_decides(engine: float, host: float) -> None:
     made, budget = machine(engine, crop_s=0.95 / host)
