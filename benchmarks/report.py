@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     compare,
+    fleet,
     fleet_street,
     gallery,
     idle,
@@ -343,6 +344,7 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "idle": _own(idle.markdown),
     "memory": _own(memory.markdown),
     "search": _own(search.markdown),
+    "fleet": _own(fleet.markdown),
     "soak": _own(memory.soak_markdown),
     "fleet-street": _own(fleet_street.markdown),
 }

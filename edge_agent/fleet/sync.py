@@ -120,14 +120,15 @@ class Sync:
         self._confirmed = None
         with self._gallery.file.changing() as rows:
             site = rows.site
-            was_restored = not welcome.known and welcome.confirmed < mark
+            # Where nothing was ever confirmed, the store has a smaller mark without having been restored.
+            was_restored = not welcome.known and welcome.confirmed < mark and site.is_confirmed
             if not welcome.known:
                 rows.fleet.note_all()
                 site.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
-            elif site.copy is None and mark < welcome.horizon:
+            elif mark < welcome.horizon:
                 site.begin_copy("erase")
-            elif mark == 0:  # part of a page may be here, of a site that was restored since
-                site.begin_copy(site.copy or "keep")
+            elif site.copy is not None or mark == 0:
+                site.begin_copy(site.copy or "keep")  # anew: what is here of it may be gone at the site
             if not was_restored:
                 site.drop_tombstones(welcome.horizon)
             copy = site.copy

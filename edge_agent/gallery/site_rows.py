@@ -50,6 +50,11 @@ class SiteRows:
         """Latest random texts that were given to the store."""
         return [text for key in (_RECEIPT, _PENDING) if (text := self._store.meta(key)) is not None]
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the store has acknowledged a receipt."""
+        return self._store.meta(_RECEIPT) is not None
+
     def put_mark(self, mark: int) -> None:
         """Note that everything up to a version is applied."""
         self._store.put_meta(_MARK, mark)
