@@ -127,8 +127,9 @@ class Sync:
                 site.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
             elif mark < welcome.horizon:
                 site.begin_copy("erase")
-            elif site.copy is not None or mark == 0:
-                site.begin_copy(site.copy or "keep")  # anew: what is here of it may be gone at the site
+            elif site.copy is not None or mark == 0 or mark != welcome.confirmed:
+                # Anew: what was applied since, a store that lost its last seconds may not have any more.
+                site.begin_copy(site.copy or "keep")
             if not was_restored:
                 site.drop_tombstones(welcome.horizon)
             copy = site.copy
@@ -169,6 +170,11 @@ class Sync:
     # ---- from the site
 
     async def _pull(self) -> None:
+        with self._gallery.file.reading() as rows:
+            anew = rows.site.mark == 0 and rows.site.copy is None
+        if anew:  # no mark is too old for the store then: whom it had may be erased, and that forgotten
+            with self._gallery.file.changing() as rows:
+                rows.site.begin_copy("erase")
         while True:
             with self._gallery.file.reading() as rows:
                 mark, full = rows.site.mark, rows.site.copy is not None
@@ -219,6 +225,12 @@ class Sync:
         self._outbox.read_others(parcel, MOST_CHANGES)
         if parcel.is_empty:
             return False
+        with self._gallery.file.changing(durable=False) as rows:
+            for (
+                number,
+                *_,
+            ) in parcel.noted:  # before: the answer may be lost, and the person erased at the site
+                rows.fleet.offer(number)
         parcel.result = await answered(self._store.push(parcel.push, self.mark))
         self._take_answer(parcel, parcel.result)
         await self._confirm(force=True)

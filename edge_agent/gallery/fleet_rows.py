@@ -44,7 +44,7 @@ _TRIGGERS = {
     "fleet_content": ("UPDATE OF revision ON identity", "1", _note(content="1")),
     "fleet_seen": (
         "UPDATE OF seen ON identity",
-        f"NEW.seen > (SELECT seen + {SEEN_S} FROM fleet_shared WHERE number = NEW.number)",  # noqa: S608
+        f"NEW.seen > coalesce((SELECT seen + {SEEN_S} FROM fleet_shared WHERE number = NEW.number), 0)",  # noqa: S608
         _note(),
     ),
     "fleet_former": (  # the name of the one who stays prevails
@@ -224,6 +224,10 @@ class FleetRows:
             " ON CONFLICT (number) DO UPDATE SET seen = max(seen, excluded.seen)",
             (seen, number),
         )
+        self.offer(number)
+
+    def offer(self, number: int) -> None:
+        """Note that the site may have all ids of a person, from now on."""
         self._store.run(
             "INSERT OR IGNORE INTO fleet_known SELECT id, number FROM identity WHERE number = ?"
             " UNION ALL SELECT id, number FROM former WHERE number = ?",
