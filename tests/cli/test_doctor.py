@@ -82,7 +82,7 @@ def test_a_question_that_fails_does_not_silence_the_others(
     clock = next(finding for finding in findings if finding.name == "clock")
     assert clock.state == "warning"
     assert "no /proc today" in clock.found
-    assert findings[-1].name == "broker"
+    assert findings[-1].name == "fleet"
     assert steps[0] == "python"
 
 
