@@ -204,6 +204,7 @@ class Pipeline:
                 if self._poller.exhausted:
                     break
                 self._end_cameras(self._poller.newly_finished())
+                self._report_end(self.identifier.replied())
                 self.heartbeat.idle("no source has a new item")
                 self._wait(IDLE_WAIT_S, pause_s)
             self._rest(items, time.perf_counter() - began, stop)

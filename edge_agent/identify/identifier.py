@@ -92,6 +92,16 @@ class Identifier:
             _log.warning("identity_vanished", error=str(vanished))
         return decisions
 
+    def replied(self) -> TrackUpdate | None:
+        """Return an empty update of a camera, for `update`, where a reply about a track waits for a frame.
+
+        A camera that has become silent would let it wait for ever; None: no reply waits.
+        """
+        track = self._newcomers.replied()
+        if track is None:
+            return None
+        return TrackUpdate(track.key[0], track.last.frame, track.last.time, track.size, (), ())
+
     def number(self, camera: str, track_id: int, time: float | None = None) -> int | None:
         """Return the identity of a track as known now, also after the track ended; of a time, if given."""
         track = self.tracks.get((camera, track_id))

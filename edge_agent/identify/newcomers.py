@@ -35,6 +35,14 @@ class Newcomers:
         self._fitting = fitting
         self._settler = settler
         self._elsewhere = elsewhere
+        self._asked: list[Track] = []
+        """Tracks whose question may be open."""
+
+    def replied(self) -> Track | None:
+        """Return a track for which a reply has come that was not taken yet; None: there is none."""
+        self._asked = [track for track in self._asked if track.question is not None and not track.ended]
+        replies = ((track, track.question) for track in self._asked)
+        return next((track for track, one in replies if one is not None and one.reply() is not None), None)
 
     def answered(self, camera: str) -> list[Track]:
         """Take the replies that have come for tracks of a camera; return these tracks.
@@ -87,6 +95,8 @@ class Newcomers:
             return None
         if track.question is None and track.reply is None and not ends:
             track.question = self._elsewhere.ask(track.key, track.pooled())
+            if track.question is not None:
+                self._asked.append(track)
         if track.reply is None:
             return None if ends or track.question is None else []
         return self._judge(track, track.reply, self._elsewhere)

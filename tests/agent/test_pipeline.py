@@ -140,6 +140,9 @@ class Notes:
         self.updates.append(update)
         return []
 
+    def replied(self) -> None:
+        """Nobody is asked."""
+
 
 def build(
     readers: Sequence[Recorded], embed: Embeds | None = None, search: Begin | None = None

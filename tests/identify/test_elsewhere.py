@@ -131,6 +131,21 @@ def test_a_stranger_waits_and_gets_the_person_whom_another_device_knows(
     assert kinds(scene.show({}, ended=(1,))) == ["departed"]
 
 
+def test_a_reply_is_used_without_another_frame_of_its_camera(
+    scene: Scene, others: Others, gallery: Gallery
+) -> None:
+    people = People(2)
+    show_until_asked(scene, others, people, {1: 0})
+    assert scene.identifier.replied() is None
+    others.answer(known(gallery, [people.crop(0)]))
+    update = scene.identifier.replied()
+    assert update is not None
+    (decision,) = scene.identifier.update(update)
+    assert (decision.kind, decision.origin) == (DecisionKind.MATCHED, "fleet")
+    assert scene.identifier.replied() is None
+    assert kinds(scene.show({}, ended=(1,))) == ["departed"]
+
+
 def test_the_threshold_rises_with_the_people_of_the_site(gallery: Gallery, others: Others) -> None:
     thresholds = []
     for people in (10, 100_000):
