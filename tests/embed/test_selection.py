@@ -166,6 +166,9 @@ class Settles:
         self.crops: dict[tuple[str, int], int] = {}
         self.ended: list[int] = []
 
+    def replied(self) -> None:
+        """Nobody is asked."""
+
     def update(self, update: TrackUpdate) -> list[Decision]:
         self.ended += update.ended
         found = []
