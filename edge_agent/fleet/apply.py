@@ -164,7 +164,10 @@ class Applier:
         """
         if (number := rows.number_of(id_)) is not None:
             gone = erase_in(rows, number, REASON)
-            rows.fleet.erase_others((gone.id, *gone.former_ids), rows.site.reason(id_) or "request")
+            reason = rows.site.reason(id_) or "request"
+            rows.fleet.erase_others((gone.id, *gone.former_ids), reason)
+            if reason == "expired" and gone.former_ids:
+                rows.site.skip()  # the site may keep others of these
             self.erased.append(gone)
 
     def _fits(self, rows: Rows, person: SitePerson, now: float, fresh: bool) -> bool:
