@@ -225,11 +225,9 @@ class Sync:
         self._outbox.read_others(parcel, MOST_CHANGES)
         if parcel.is_empty:
             return False
+        # Noted before: the answer may be lost, and the person erased at the site.
         with self._gallery.file.changing(durable=False) as rows:
-            for (
-                number,
-                *_,
-            ) in parcel.noted:  # before: the answer may be lost, and the person erased at the site
+            for number, _, _ in parcel.noted:
                 rows.fleet.offer(number)
         parcel.result = await answered(self._store.push(parcel.push, self.mark))
         self._take_answer(parcel, parcel.result)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.offline.bench.environment import open_broker
+from edge_agent.offline.synthetic.street import Street
 from tests.fleet import postgres_server
 from tests.fleet.conftest import new_database
 from tests.fleet.final_states import State, check_equal
@@ -49,6 +50,13 @@ def exchange_all(site: Site, playing: Playing) -> State:
     return check_equal(site, states, site.space.dimension)
 
 
+def check_complete(walk: Street, playing: Playing, final: State) -> None:
+    """Every device contributed, and nobody was taken for somebody else."""
+    assert len(final.people) >= 4
+    assert {device for _, device, _ in final.shared} == set(DEVICES)
+    assert scored(walk, playing.folders).merged == 0
+
+
 def test_people_are_recognised_at_other_devices(site: Site, tmp_path: Path) -> None:
     """Without the fleet, nobody is: every device gives ids of its own."""
     walk = street(SECONDS, people=5, seed=3)
@@ -81,9 +89,7 @@ def test_a_server_that_is_killed_for_the_middle_third_leaves_all_devices_equal(t
             server.start()
             playing.wait()
             final = exchange_all(site, playing)
-    assert len(final.people) >= 4
-    assert {device for _, device, _ in final.shared} == set(DEVICES)
-    assert scored(walk, playing.folders).merged == 0
+    check_complete(walk, playing, final)
 
 
 def test_a_device_that_is_cut_off_for_half_of_the_time_becomes_equal(site: Site, tmp_path: Path) -> None:
@@ -98,9 +104,7 @@ def test_a_device_that_is_cut_off_for_half_of_the_time_becomes_equal(site: Site,
             network.mend()
             playing.wait()
             final = exchange_all(site, playing)
-    assert len(final.people) >= 4
-    assert {device for _, device, _ in final.shared} == set(DEVICES)
-    assert scored(walk, playing.folders).merged == 0
+    check_complete(walk, playing, final)
 
 
 def sleep_until(moment: float) -> None:
