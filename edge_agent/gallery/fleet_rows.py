@@ -277,9 +277,9 @@ class FleetRows:
     def erase_others(self, ids: Collection[str], reason: Reason) -> None:
         """Note that people were merged here with one whom the site erased: it erases them, too."""
         self._store.run_many(
-            "INSERT OR IGNORE INTO fleet_erased SELECT ?1, ?2"
-            " WHERE NOT EXISTS (SELECT 1 FROM fleet_tombstone WHERE id = ?1)",
-            [(one, reason) for one in ids],
+            "INSERT OR IGNORE INTO fleet_erased SELECT ?, ?"
+            " WHERE NOT EXISTS (SELECT 1 FROM fleet_tombstone WHERE id = ?)",
+            [(one, reason, one) for one in ids],
         )
 
     def drop_unknown_erasures(self) -> None:
