@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edge_agent.core.encryption import database_key, remove_unfinished, rewrite
@@ -20,6 +20,7 @@ from edge_agent.source.opening import open_sources
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
+    from edge_agent.deliver.recent import RecentEvents
     from edge_agent.record.recorder import Recorder
     from edge_agent.source.base import Source
 
@@ -33,13 +34,14 @@ def make_erasure(
     outboxes: Mapping[str, Outbox],
     sources: Sequence[Source],
     recorder: Recorder | None = None,
+    recent: Callable[[], RecentEvents] | None = None,
 ) -> Erasure:
     """Return what erases the events and pictures of erased people, also from recordings.
 
     `outboxes` are the open ones by file name; the others are opened when needed, where a run has left
     their file. `sources` are all that are read. The caller owns the state folder. A copy of a database that a
     killed `rekey` left there is deleted now: it would contain the people that are erased later. `recorder` is
-    the open one.
+    the open one; `recent` returns the events that this run keeps in memory.
     """
     recorded = settings.state_dir / FOLDER
     for path in (*(settings.state_dir / name for name in (GALLERY_FILE, *OUTBOXES)), *recordings(recorded)):
@@ -55,6 +57,8 @@ def make_erasure(
 
     def erase_events(word: str) -> int:
         erased = sum(erase(word, name) for name in OUTBOXES)
+        if recent is not None:
+            recent().erase(word)
         if recorder is not None:
             recorder.erase(word)
         else:

@@ -356,7 +356,9 @@ class StageOpener:
             outboxes[OUTBOX_FILE] = stack.enter_context(make_outbox(settings, clock))
         if (copies := open_copies(settings, clock)) is not None:
             outboxes[COPIES_FILE] = stack.enter_context(copies).outbox
-        erasure = make_erasure(settings, gallery, outboxes, sources, self._recorder)
+        erasure = make_erasure(
+            settings, gallery, outboxes, sources, self._recorder, lambda: publisher.origin.recent
+        )
         handlers = CommandHandlers(
             gallery=gallery,
             identifier=identifier,

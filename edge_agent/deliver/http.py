@@ -120,8 +120,9 @@ class Follower:
     def more(self) -> bytes:
         """Return the next part of the stream; b"" while there is none."""
         recent = self.origin.recent
-        if self.position > recent.last:  # of an outbox that is gone: the numbers began again
-            return self._missed(1, recent.last) if recent.last else b""
+        last = recent.last
+        if self.position > last:  # of an outbox that is gone: the numbers began again
+            return self._missed(1, last) if last else b""
         base, found = recent.after(self.position, BATCH)
         if self.position < base:
             rows = self.stored(self.position, base, BATCH)
@@ -129,6 +130,8 @@ class Follower:
             if len(found) < BATCH:
                 kept = self._events(found)
                 return kept + (self._missed(self.position + 1, base) if self.position < base else b"")
+        if not found and self.position < last:  # all of them were erased
+            return self._missed(self.position + 1, last)
         return self._events(found)
 
     def _events(self, found: list[tuple[int, bytes]]) -> bytes:

@@ -13,7 +13,6 @@ and changes the files.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from edge_agent.deliver.damaged import indicates_damage, remove_damaged
 from edge_agent.deliver.open_tracks import TrackChange, without_person
 from edge_agent.deliver.parked import Parked
 from edge_agent.deliver.ranges import joined
-from edge_agent.deliver.rows import Row, Size
+from edge_agent.deliver.rows import Row, Size, naming
 from edge_agent.deliver.storage import Storage
 from edge_agent.deliver.stored import Stored
 
@@ -430,6 +429,6 @@ def _containing(
     execute: Callable[..., Iterable[tuple[int, int, float, bytes]]], word: str, table: str
 ) -> list[Size]:
     """Rows whose message contains the word, and not only as a part of another."""
-    whole = re.compile(rb"(?<![\w-])" + re.escape(word.encode()) + rb"(?![\w-])")
+    names = naming(word)
     query = f"SELECT seq, length(body), created, body FROM {table} WHERE instr(body, ?) > 0"  # noqa: S608
-    return [row[:3] for row in execute(query, (word.encode(),)) if whole.search(row[3])]
+    return [row[:3] for row in execute(query, (word.encode(),)) if names(row[3])]

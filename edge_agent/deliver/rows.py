@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -45,3 +47,10 @@ class Row:
 def numbered(body: bytes, seq: int) -> bytes:
     """Add the number to a message, a JSON object without `seq`."""
     return b'%b,"seq":%d}' % (body[:-1], seq)
+
+
+def naming(word: str) -> Callable[[bytes], bool]:
+    """Return what tells whether a message contains an opaque id, and not only as a part of another word."""
+    text = word.encode()
+    whole = re.compile(rb"(?<![\w-])" + re.escape(text) + rb"(?![\w-])")
+    return lambda message: text in message and whole.search(message) is not None

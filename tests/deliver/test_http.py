@@ -194,6 +194,20 @@ def test_a_stream_states_what_is_missing(served: Served) -> None:
         ]  # fmt: skip
 
 
+def test_a_stream_that_returns_gets_nothing_of_a_person_who_was_forgotten(served: Served) -> None:
+    for track, person in enumerate(("p-1", "p-11", "p-1"), 1):
+        served.publisher.publish(identity(track, identity=person))
+    with served.following(0) as read:
+        assert [seq for seq, _, _ in read(3)] == [1, 2, 3]
+    served.origin.recent.erase("p-1")
+    with served.following(0) as read:
+        assert [(seq, kind, data.get("first")) for seq, kind, data in read(3)] == [
+            (1, "missed", 1), (2, "message", None), (3, "missed", 3),
+        ]  # fmt: skip
+        served.publisher.publish(identity(4))
+        assert read(1)[0][:2] == (4, "message")
+
+
 def test_a_number_of_the_future_means_that_the_numbers_began_again(served: Served) -> None:
     served.publisher.publish(identity(1))
     with served.following(500) as read:
@@ -209,24 +223,27 @@ def test_a_number_of_the_future_means_that_the_numbers_began_again(served: Serve
     base=st.integers(0, 30),
     new=st.integers(0, 30),
     stored=st.sets(st.integers(1, 30)),
+    erased=st.sets(st.integers(1, 60)),
     start=st.integers(0, 60),
     kept=st.integers(1, 10),
 )
 def test_every_number_comes_or_is_named_as_missed(
-    base: int, new: int, stored: set[int], start: int, kept: int
+    base: int, new: int, stored: set[int], erased: set[int], start: int, kept: int
 ) -> None:
     """Each number after the start exactly once, in order, whatever is kept where."""
     origin = Origin(Topics("lab", "jx01"), "s", None, Clock())
     with mock.patch.object(recent, "MOST_EVENTS", kept):
         origin.begin(base)
         for seq in range(base + 1, base + new + 1):
-            origin.record(seq, b"{}")
+            origin.record(seq, b'{"id":"p-gone"}' if seq in erased else b"{}")
+    origin.recent.erase("p-gone")
     rows = [(n, b"{ }") for n in sorted(stored)]
     start = min(start, base + new)
     follower = Follower(
         origin, lambda low, high, most: [row for row in rows if low < row[0] <= high][:most], start
     )
     text = b"".join(iter(follower.more, b"")).decode()
+    assert "p-gone" not in text
     numbers: list[int] = []
     for part in text.split("\n\n")[:-1]:
         hole = re.search(r'"first":(\d+),"last":(\d+)', part)

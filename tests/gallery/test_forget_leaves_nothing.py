@@ -17,6 +17,7 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import DecisionKind
 from edge_agent.deliver.copies import COPIES_FILE
 from edge_agent.deliver.outbox import OUTBOX_FILE
+from edge_agent.deliver.recent import RecentEvents
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.erasure import forget
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
@@ -123,8 +124,12 @@ def test_by_the_command_over_mqtt(settings: Settings, rng: np.random.Generator) 
     state = settings.state_dir
     person, words = fill(state, rng)
     with opened(state, owner=True) as own, outbox_at(state / "outbox.db") as outbox:
-        erasure = make_erasure(settings, own, {OUTBOX_FILE: outbox}, [])
+        recent = RecentEvents()
+        for seq, who in enumerate((person.id, "nobody"), 1):
+            recent.add(seq, b'{"who":"%b"}' % who.encode())
+        erasure = make_erasure(settings, own, {OUTBOX_FILE: outbox}, [], recent=lambda: recent)
         erasure.forget(lambda: forget(own, person.number))
+        assert recent.after(0, 10) == (0, [(2, b'{"who":"nobody"}')])
         assert found(state, words) <= {"gallery.db"}  # the ids, for subscribers
         publish(own)
         erasure.run()
