@@ -60,6 +60,7 @@ class Applier:
         roots_of = {one.id: one.root for one in page.people}
         fresh |= {roots_of.get(id_, id_) for id_ in fresh}
         self._note_missing(page)
+        self._believe(page)
         yield from self._means(page.means)
         # An identity takes the id of a root that is not here before the root would become another identity.
         yield from self._each(merged, self._take_root)
@@ -95,6 +96,22 @@ class Applier:
                 for one in page.people
             ):
                 rows.site.skip()
+
+    def _believe(self, page: Page) -> None:
+        """Follow a site that has people again whose erasure is known here: it was restored.
+
+        It decides who expired. Of those who were erased on request it learns once more.
+        """
+        with self.gallery.file.reading() as rows:
+            known = rows.site.tombstones([one.id for one in page.people if one.forgotten is None])
+        if not known:
+            return
+        with self.gallery.file.changing(durable=False) as rows:
+            for id_, reason in known.items():
+                if reason == "expired":
+                    rows.site.take_back(id_)
+                else:
+                    rows.fleet.erase_again(id_)
 
     def _take_root(self, rows: Rows, person: SitePerson) -> None:
         if rows.number_of(person.root) is not None or rows.site.is_erased(person.root):
@@ -246,7 +263,9 @@ class Applier:
             for source in exemplars
         ]  # fmt: skip
         if rows.exemplars.replace_origin(number, origin, vectors, sources):
-            rows.exemplars.prune(number, rows.policy.max_exemplars)
+            gone = rows.exemplars.prune(number, rows.policy.max_exemplars)
+            if own and gone:
+                rows.fleet.note_content(number)  # ids that were merged meanwhile have more than one person
 
     # ---- one person, outside of pages
 

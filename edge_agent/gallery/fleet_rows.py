@@ -47,8 +47,12 @@ _TRIGGERS = {
         f"NEW.seen > coalesce((SELECT seen + {SEEN_S} FROM fleet_shared WHERE number = NEW.number), 0)",  # noqa: S608
         _note(),
     ),
-    "fleet_former": (  # the name of the one who stays prevails
-        "INSERT ON former", "1", _note("(SELECT name IS NOT NULL FROM identity WHERE number = NEW.number)")
+    "fleet_former": (  # the name and the time to live of the one who stays prevail
+        "INSERT ON former", "1",
+        _note(*(
+            f"(SELECT {column} IS NOT NULL FROM identity WHERE number = NEW.number)"  # noqa: S608
+            for column in ("name", "ttl")
+        )),
     ),
     "fleet_apart": (
         "INSERT ON apart", "1", "INSERT OR IGNORE INTO fleet_apart_change VALUES (NEW.first, NEW.second)"
@@ -280,6 +284,12 @@ class FleetRows:
             "INSERT OR IGNORE INTO fleet_erased SELECT ?, ?"
             " WHERE NOT EXISTS (SELECT 1 FROM fleet_tombstone WHERE id = ?)",
             [(one, reason, one) for one in ids],
+        )
+
+    def erase_again(self, id_: str) -> None:
+        """Note that the site does not know any more that a person was erased."""
+        self._store.run(
+            "INSERT OR IGNORE INTO fleet_erased SELECT id, reason FROM fleet_tombstone WHERE id = ?", (id_,)
         )
 
     def drop_unknown_erasures(self) -> None:

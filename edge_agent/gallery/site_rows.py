@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ Reason = Literal["request", "expired"]
 Copy = Literal["keep", "erase"]
 """A full copy of the site is being made; who is not in it stays, or is erased at its end."""
 
+_AT_ONCE = 500
+"""Values of one statement; older versions of SQLite take 999."""
 _MARK, _COPY, _SKIPPED = "fleet_mark", "fleet_copy", "fleet_skipped"
 _RECEIPT, _PENDING = "fleet_receipt", "fleet_receipt_pending"
 _META = (_MARK, _COPY, _SKIPPED, _RECEIPT, _PENDING)
@@ -79,6 +81,16 @@ class SiteRows:
             " OR EXISTS (SELECT 1 FROM fleet_erased WHERE id = ? AND reason = 'request')"
         )
         return bool(self._store.value(query, (id_, id_)))
+
+    def tombstones(self, ids: Sequence[str]) -> dict[str, Reason]:
+        """Return why the site erased those of some people whom it erased, by id, as far as known."""
+        found: dict[str, Reason] = {}
+        for begin in range(0, len(ids), _AT_ONCE):
+            some = ids[begin : begin + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            query = f"SELECT id, reason FROM fleet_tombstone WHERE id IN ({marks})"  # noqa: S608
+            found |= dict(self._store.rows(query, some))
+        return found
 
     def reason(self, id_: str) -> Reason | None:
         """Return why the site erased a person; None: it did not, as far as known."""
