@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncpg
 import numpy as np
 import pytest
 
 from edge_agent.cli.fleet_report import site_lines
 from edge_agent.fleet.postgres import search
+from edge_agent.fleet.postgres.connection import Link
 from edge_agent.fleet.records import PersonChange, Push, SharedExemplar, Vectors
 from edge_agent.fleet.store import FleetStore
 from edge_agent.gallery.sync import Space
@@ -117,6 +119,45 @@ def test_long_vectors_have_no_index(database: Database, monkeypatch: pytest.Monk
         assert (answer.candidates[0].contributions[0].exemplars[0].vector == vector).all()
         assert (await store.state()).indexed is None
         await store.close()
+
+    run(work())
+
+
+def test_a_question_is_one_statement_and_leaves_no_settings(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection pooler gives the connection to another device afterwards."""
+    monkeypatch.setattr(search, "EXACT_UP_TO", -1)
+    assert site.init() == ("index of 0 exemplars built",)
+    link = Link(site.login("a"))
+    by_index = search.Searched(site.name, site.space.dimension, exact=False)
+    sent: list[str] = []
+
+    async def question(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+        vectors = np.full((1, 8), 8**-0.5, np.float32)
+        with connection.query_logger(lambda record: sent.append(record.query)):
+            _, how = await search.ask(connection, by_index, vectors, 5)
+        assert await connection.fetchval("SHOW plan_cache_mode") == "force_generic_plan"
+        assert await connection.fetchval("SHOW hnsw.ef_search") == str(search.EF_SEARCH)
+        return how.exact
+
+    async def itself(
+        connection: asyncpg.Connection[asyncpg.Record],
+    ) -> asyncpg.Connection[asyncpg.Record]:
+        return connection
+
+    async def work() -> None:
+        await link.connect(10)
+        assert not await link.read(question, 10, by_index.settings)
+        sent.clear()  # the first one on a connection asks for types, too
+        assert not await link.read(question, 10, by_index.settings)
+        assert len(sent) == 1
+        connection = await link.read(itself)
+        assert await connection.fetchval("SHOW plan_cache_mode") == "auto"
+        assert await connection.fetchval("SHOW hnsw.ef_search") == "40"
+        monkeypatch.setattr(search, "EXACT_UP_TO", 0)
+        assert await link.read(question, 10, by_index.settings), "a site that shrank is compared whole"
+        await link.close()
 
     run(work())
 

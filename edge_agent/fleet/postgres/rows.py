@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.fleet.postgres.codec import unpacked, unpacked_sum
 from edge_agent.fleet.records import Apart, CameraMean, Contribution, SharedExemplar, SitePerson
@@ -24,7 +24,7 @@ NOTHING = digest(())
 _EXEMPLAR = "id, device, camera, epoch, quality, embedding"
 
 
-def person(row: Row) -> SitePerson:
+def person(row: Row | tuple[Any, ...]) -> SitePerson:
     """Return a row with the columns `PERSON`."""
     return SitePerson(*row)
 
@@ -52,7 +52,7 @@ async def contributions_of(
         site,
         ids,
     )
-    return _collected(found, dimension)
+    return collected(found, dimension)
 
 
 async def contributions(
@@ -70,12 +70,12 @@ async def contributions(
         [device for _, device in keys],
     )
     found = {key: Contribution(*key, ()) for key in sorted(keys)}
-    found |= {(one.id, one.device): one for one in _collected(rows, dimension)}
+    found |= {(one.id, one.device): one for one in collected(rows, dimension)}
     return list(found.values())
 
 
-def _collected(rows: Sequence[Row], dimension: int) -> list[Contribution]:
-    """Return contributions of rows that are sorted by id, device and number."""
+def collected(rows: Sequence[Row], dimension: int) -> list[Contribution]:
+    """Return contributions of rows in which those of an id and a device follow each other, by number."""
     vectors = iter(unpacked([row["embedding"] for row in rows], dimension))
     return [
         Contribution(
@@ -96,18 +96,3 @@ def apart(row: Row) -> Apart:
 def camera_mean(row: Row) -> CameraMean:
     """Return a row of `camera_mean`."""
     return CameraMean(row["device"], row["camera"], row["epoch"], row["people"], unpacked_sum(row["total"]))
-
-
-async def means_of(connection: Connection, site: str, found: Iterable[Contribution]) -> list[CameraMean]:
-    """Return the means of all views in some contributions."""
-    views = sorted({(one.device, row.camera, row.epoch) for one in found for row in one.exemplars})
-    if not views:
-        return []
-    rows = await connection.fetch(
-        "SELECT device, camera, epoch, people, total FROM camera_mean"
-        " JOIN unnest($2::text[], $3::text[], $4::bigint[]) AS wanted (device, camera, epoch)"
-        " USING (device, camera, epoch) WHERE site = $1",
-        site,
-        *(list(column) for column in zip(*views, strict=True)),
-    )
-    return [camera_mean(row) for row in rows]

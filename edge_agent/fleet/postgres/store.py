@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.errors import InputError
@@ -50,6 +52,7 @@ class PostgresStore:
         self._site = ""
         self._changes = Link(login)
         self._questions = Link(login)
+        self._searched = search.Searched(self._site, space.dimension, exact=False)
         self._asked = asyncio.Lock()
 
     async def hello(self, mark: int, receipts: Collection[str]) -> Welcome:
@@ -67,6 +70,7 @@ class PostgresStore:
         except BaseException:
             self._changes.drop()
             raise
+        self._searched = replace(self._searched, site=self._site)
         return welcome
 
     async def close(self) -> None:
@@ -119,9 +123,13 @@ class PostgresStore:
             if not self._questions.connected:
                 self._check_greeted()
                 await self._questions.connect(ASK_S)
-        return await self._questions.read(
-            lambda connection: search.ask(connection, self._site, vectors, most), ASK_S, search.SETTINGS
-        )
+        while True:
+            how = self._searched
+            answer, self._searched = await self._questions.read(
+                partial(search.ask, how=how, vectors=vectors, most=most), ASK_S, how.settings
+            )
+            if self._searched == how:
+                return answer
 
     async def lease(self, name: str, seconds: float) -> bool:
         """Take or keep a lease."""
