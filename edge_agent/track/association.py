@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, compress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.structures import Detections, Embedded, ScoreLevels, iou_matrix
 from edge_agent.track import kalman
-from edge_agent.track.tracks import Similarity, TrackTable, mixed
+from edge_agent.track.tracks import KNOWN, LAST_SEEN, Similarity, TrackTable, mixed
 
 if TYPE_CHECKING:
     from edge_agent.core.config import TrackerSettings
@@ -31,9 +31,14 @@ _FAST_S = 0.1
 """Interval between frames up to which the overlap of a box with the expected one decides alone."""
 _BORNE = 0.1
 """Error of an expected position that plain overlap bears, in heights."""
-_ONE, _ZERO_32, _ONE_32 = np.array(1.0), np.array(0.0, np.float32), np.array(1.0, np.float32)
+_ONE = np.array(1.0)
+_ZERO_32, _ONE_32, _LEAST_AREA = (np.array(value, np.float32) for value in (0.0, 1.0, 1e-12))
 """Arrays, since NumPy is faster with them than with numbers; `_ONE` makes costs float64."""
 
+_NO_PAIR = 1e6
+"""Cost of what is no pair, far above that of any pair."""
+
+Places = NDArray[np.intp]
 Pairs = tuple[list[int], list[int]]
 """Rows of the tracks and rows of the detections of one frame that belong together."""
 
@@ -44,17 +49,35 @@ def associate(cost: NDArray[np.float64], limit: float) -> Pairs:
     `cost` is `(N, M)`, infinite where a pair is forbidden.
     """
     allowed = cost <= limit
-    if allowed.size == 1:
-        return ([0], [0]) if allowed.item() else ([], [])
-    rows, columns = (indices.tolist() for indices in allowed.nonzero())
-    if len(set(rows)) == len(rows) == len(set(columns)):
-        return rows, columns  # no conflict
+    rows, columns = allowed.nonzero()
+    rows, columns = _cheapest(rows, columns, cost[allowed])
+    return rows.tolist(), columns.tolist()
+
+
+def _cheapest(rows: Places, columns: Places, cost: NDArray[np.float64]) -> tuple[Places, Places]:
+    """Return the cheapest assignment with as many as possible of these pairs `(P,)`, in order of the rows."""
+    shared = (np.bincount(rows)[rows] > 1) | (np.bincount(columns)[columns] > 1)
+    if not np.count_nonzero(shared):
+        return rows, columns
     from scipy.optimize import linear_sum_assignment  # the daemon loads it during the first frames
 
-    # A large finite cost keeps the problem feasible; pairs above the limit are removed afterwards.
-    best_rows, best_columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
-    near = allowed[best_rows, best_columns]
-    return best_rows[near].tolist(), best_columns[near].tolist()
+    (own, row), (others, column) = _distinct(rows[shared]), _distinct(columns[shared])
+    # A large finite cost keeps the problem feasible; pairs that are none are removed afterwards.
+    every = np.full((len(own), len(others)), _NO_PAIR)
+    every[row, column] = cost[shared]
+    best = linear_sum_assignment(every)
+    near = every[best] < _NO_PAIR
+    rows = np.concatenate([rows[~shared], own[best[0][near]]])
+    columns = np.concatenate([columns[~shared], others[best[1][near]]])
+    order = rows.argsort()
+    return rows[order], columns[order]
+
+
+def _distinct(places: Places) -> tuple[Places, Places]:
+    """Return the distinct ones, ascending, and where each is among these; faster than `np.unique`."""
+    there = np.zeros(places.max() + 1, np.bool_)
+    there[places] = True
+    return there.nonzero()[0], (there.cumsum() - 1)[places]
 
 
 @dataclass(slots=True)
@@ -62,14 +85,12 @@ class CameraFrame:
     """The tracks of a camera and the detections of its next frame."""
 
     tracks: TrackTable
-    dt: float
-    """Seconds since the last frame."""
+    time: float
+    """Of the frame, Unix seconds."""
+    last: float
+    """Time of the last frame."""
     ended: tuple[int, ...]
     """Tracks that ended before this frame."""
-    live: list[bool]
-    """For each track, whether it was seen in the last frame."""
-    high: list[bool]
-    """For each detection, whether it takes part in the first round."""
     levels: ScoreLevels
     detections: Detections
     embedded: Embedded
@@ -89,92 +110,110 @@ class JointUpdate:
         self._settings = settings
         self._similarity = similarity
         counts = [len(frame.tracks) for frame in frames]
-        self._track_rows = _spans(counts)
-        self._found_rows = _spans([len(frame.detections) for frame in frames])
+        found = [len(frame.detections) for frame in frames]
+        self._track_rows, self._found_rows = _spans(counts), _spans(found)
         self._states = _join([frame.tracks.states for frame in frames], axis=1)
-        dt = [frame.dt for frame in frames]
+        self._facts = _join([frame.tracks.facts for frame in frames], axis=1)
+        dt = [frame.time - frame.last for frame in frames]
         steps = dt[0] if len(dt) == 1 else np.repeat(dt, counts)[:, None]
         self._expected = kalman.predict(self._states, steps)
         self._reach = _reach(self._states, self._expected, steps) if max(dt) > _FAST_S else None
+        self._live = self._facts[LAST_SEEN] >= _repeated([frame.last for frame in frames], counts)
         self._boxes = _join([frame.detections.boxes for frame in frames])
         self._vectors = _join([frame.embedded.vectors for frame in frames])
-        self._present = [there for frame in frames for there in frame.embedded.present.tolist()]
         width = self._vectors.shape[1]
+        self._appearance = _join([frame.tracks.appearance(width) for frame in frames])
         # A failed engine gives vectors of width 0.
-        self._known = [track.has_appearance and width > 0 for of in frames for track in of.tracks.records]
-        self._appearance = _join([_appearance(frame.tracks, width) for frame in frames])
+        self._present = _join([frame.embedded.present for frame in frames]) & (width > 0)
+        scores = _join([frame.detections.scores for frame in frames])
+        self._high = scores >= _repeated([frame.levels.high for frame in frames], found)
+        self._cameras = None
+        """Of tracks and detections, where there are several."""
+        if len(frames) > 1:
+            self._cameras = tuple(np.repeat(range(len(frames)), n) for n in (counts, found))
 
     def match(self) -> list[Pairs]:
         """Return the pairs of each frame."""
-        if not len(self._expected) or not len(self._boxes):
-            return [([], []) for _ in self._frames]
-        cost = self._cost()
-        matched = [
-            associate(cost[rows, columns], self._settings.max_cost)
-            for rows, columns in zip(self._track_rows, self._found_rows, strict=True)
-        ]
-        return [
-            pairs if all(frame.high) else self._second_round(frame, self._expected[rows], pairs)
-            for frame, rows, pairs in zip(self._frames, self._track_rows, matched, strict=True)
-        ]
+        rows, found, cost = self._costs()
+        near = cost <= self._settings.max_cost
+        rows, found = _cheapest(rows[near], found[near], cost[near])
+        ends = np.searchsorted(rows, [at.stop for at in self._track_rows]).tolist()
+        every, begin, matched = (rows.tolist(), found.tolist()), 0, []
+        for *starts, end in zip(self._track_rows, self._found_rows, ends, strict=True):
+            mine, theirs = (
+                [row - at.start for row in part[begin:end]] for part, at in zip(every, starts, strict=True)
+            )
+            matched.append((mine, theirs))
+            begin = end
+        if np.count_nonzero(self._high) == len(self._high):
+            return matched
+        return [self._second_round(at, pairs) for at, pairs in enumerate(matched)]
 
-    def _cost(self) -> NDArray[np.float64]:
-        """Cost of the first round for every pair: 1 - IoU, blended with the appearance."""
-        if self._reach is None:
-            overlap = iou_matrix(self._expected, self._boxes)
+    def _costs(self) -> tuple[Places, Places, NDArray[np.float64]]:
+        """Return tracks and detections that overlap, `(P,)`, and the cost of each pair in the first round.
+
+        It is 1 - IoU, blended with the appearance. A slow camera sees people who moved by more than their
+        width: there all boxes are wider by the track's `_reach` on all sides.
+        """
+        more = None if self._reach is None else 2 * self._reach
+        own, others = self._expected.T[..., None], np.ascontiguousarray(self._boxes.T)[:, None]
+        sides = np.minimum(own[2:], others[2:])
+        sides -= np.maximum(own[:2], others[:2])
+        if more is not None:
+            sides += more.T[..., None]
+        near = np.minimum(sides[0], sides[1]) > _ZERO_32
+        near &= self._high
+        if self._cameras is not None:
+            near &= self._cameras[0][:, None] == self._cameras[1]
+        rows, found = near.nonzero()
+        shared = sides[0][near] * sides[1][near]
+        size, other = self._expected[:, 2:] - self._expected[:, :2], self._boxes[:, 2:] - self._boxes[:, :2]
+        if more is None:
+            areas, least = _area(size)[rows] + _area(other)[found], _LEAST_AREA
         else:
-            overlap = _wide_overlap(self._expected, self._boxes, self._reach)
-        cost: NDArray[np.float64] = np.subtract(_ONE, overlap)
+            areas, least = _area(size[rows] + more[rows]) + _area(other[found] + more[rows]), _ONE_32
+        cost: NDArray[np.float64] = np.subtract(_ONE, shared / np.maximum(areas - shared, least))
         if self._similarity.ready:
-            self._blend(cost)
-        high = [high for frame in self._frames for high in frame.high]
-        if not all(high):
-            cost[:, [not one for one in high]] = np.inf
-        return cost
+            self._blend(rows, found, cost)
+        return rows, found, cost
 
-    def _blend(self, cost: NDArray[np.float64]) -> None:
+    def _blend(self, rows: Places, found: Places, cost: NDArray[np.float64]) -> None:
         """Apply gate and term of the appearance, where track and detection have one."""
         settings = self._settings
+        both = ((self._facts[KNOWN] > 0)[rows] & self._present[found]).nonzero()[0]
+        if not len(both):
+            return
+        rows, found = rows[both], found[both]
+        cosines = np.einsum(
+            "nd,nd->n", self._appearance.take(rows, axis=0), self._vectors.take(found, axis=0)
+        )
+        distance = self._similarity.distance(cosines)
         weight: float | NDArray[np.float32] = settings.appearance_weight
         if self._reach is not None:
-            weight = _weights(settings.appearance_weight, self._expected, self._reach)
-        distance = self._similarity.distance(self._appearance @ self._vectors.T)
-        gates = [
-            settings.live_gate if live else settings.lost_gate
-            for frame in self._frames
-            for live in frame.live
-        ]
-        beyond = distance > np.array(gates)[:, None]
+            weight = _weights(settings.appearance_weight, self._expected, self._reach)[rows, 0]
         term = np.minimum(np.maximum(distance, _ZERO_32), _ONE_32)
-        term *= weight
-        overlapping = cost < _ONE  # the others are above every limit already
-        if not (all(self._known) and all(self._present)):
-            both = np.array(self._known)[:, None] & self._present
-            overlapping &= both
-            beyond &= both
-        np.copyto(cost, (1 - weight) * cost + term, where=overlapping)
-        np.copyto(cost, np.inf, where=beyond)
+        blended = (1 - weight) * cost[both] + term * weight
+        gates = np.where(self._live, settings.live_gate, settings.lost_gate)[rows]
+        blended[distance > gates] = np.inf
+        cost[both] = blended
 
-    @staticmethod
-    def _second_round(frame: CameraFrame, expected: NDArray[np.float32], pairs: Pairs) -> Pairs:
+    def _second_round(self, at: int, pairs: Pairs) -> Pairs:
         """Add pairs of low-scored boxes, often parts of a hidden person, with tracks of the last frame."""
-        rows, found = pairs
+        frame, (rows, found) = self._frames[at], pairs
         scores = frame.detections.scores
         low = np.flatnonzero((scores >= frame.levels.low) & (scores < frame.levels.high)).tolist()
-        taken = set(rows)
-        rest = [
-            row
-            for row, (live, track) in enumerate(zip(frame.live, frame.tracks.records, strict=True))
-            if live and track.confirmed and row not in taken
-        ]
-        if not low or not rest:
+        rest = self._live[self._track_rows[at]] & frame.tracks.confirmed(self._settings.confirm_hits)
+        rest[rows] = False
+        free = np.flatnonzero(rest).tolist()
+        if not low or not free:
             return pairs
-        cost = 1.0 - iou_matrix(expected[rest], frame.detections.boxes[low])
+        expected = self._expected[self._track_rows[at]][free]
+        cost = 1.0 - iou_matrix(expected, frame.detections.boxes[low])
         late, part = associate(cost.astype(np.float64), _LOW_ROUND_COST)
-        return rows + [rest[row] for row in late], found + [low[column] for column in part]
+        return rows + [free[row] for row in late], found + [low[column] for column in part]
 
     def correct(self, matched: Sequence[Pairs]) -> None:
-        """Correct states and appearance of the tracks by the detections of their pairs."""
+        """Correct states, facts and appearance of the tracks by the detections of their pairs."""
         rows = [
             row + at.start for (mine, _), at in zip(matched, self._track_rows, strict=True) for row in mine
         ]
@@ -182,17 +221,21 @@ class JointUpdate:
             row + at.start for (_, mine), at in zip(matched, self._found_rows, strict=True) for row in mine
         ]
         kalman.correct(self._states, rows, _take(self._boxes, found))
-        known = [self._known[row] for row in rows]
-        vectors = mixed(_take(self._appearance, rows), _take(self._vectors, found), known)
-        present = [self._present[row] for row in found]
-        begin = 0
-        for frame, at, (mine, _) in zip(self._frames, self._track_rows, matched, strict=True):
-            if len(self._frames) > 1:  # else the states were changed in place
+        last_seen, hits, known = self._facts
+        last_seen[rows] = _repeated(
+            [frame.time for frame in self._frames], [len(mine) for mine, _ in matched]
+        )
+        hits[rows] += 1
+        shown = self._present[found].nonzero()[0]
+        if len(shown):
+            there, now = np.array(rows)[shown], self._vectors[np.array(found)[shown]]
+            self._appearance[there] = mixed(self._appearance[there], now, known[there])
+            known[there] = 1
+        if len(self._frames) > 1:  # else they were changed in place
+            for frame, at in zip(self._frames, self._track_rows, strict=True):
                 frame.tracks.states[:] = self._states[:, at]
-            end = begin + len(mine)
-            there, part = present[begin:end], vectors[begin:end]
-            frame.tracks.set_appearance(list(compress(mine, there)), part if all(there) else part[there])
-            begin = end
+                frame.tracks.facts[:] = self._facts[:, at]
+                frame.tracks.appearance(self._appearance.shape[1])[:] = self._appearance[at]
 
 
 def _reach(
@@ -211,22 +254,9 @@ def _reach(
     return reach  # of each camera as if it were alone
 
 
-def _wide_overlap(
-    expected: NDArray[np.float32], boxes: NDArray[np.float32], reach: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """`(T, N)` intersection over union of boxes that are wider by the track's `reach` on all sides.
-
-    A slow camera sees people who moved by more than their width; so boxes that are near count as overlapping.
-    """
-    more = 2 * reach[:, None]
-    sides = np.minimum(expected[:, None, 2:], boxes[None, :, 2:])
-    sides -= np.maximum(expected[:, None, :2], boxes[None, :, :2])
-    sides += more
-    overlap: NDArray[np.float32] = np.prod(np.maximum(sides, _ZERO_32), axis=2)
-    own = np.prod(expected[:, None, 2:] - expected[:, None, :2] + more, axis=2)
-    theirs = np.prod(boxes[None, :, 2:] - boxes[None, :, :2] + more, axis=2)
-    overlap /= np.maximum(own + theirs - overlap, _ONE_32)
-    return overlap
+def _area(sides: NDArray[np.float32]) -> NDArray[np.float32]:
+    area: NDArray[np.float32] = sides[:, 0] * sides[:, 1]
+    return area
 
 
 def _weights(least: float, expected: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -236,11 +266,10 @@ def _weights(least: float, expected: NDArray[np.float32], reach: NDArray[np.floa
     return np.asarray(least + (1 - least) * unsure, np.float32)
 
 
-def _appearance(tracks: TrackTable, width: int) -> NDArray[np.float32]:
-    appearance = tracks.appearance
-    if appearance is not None and width:
-        return appearance
-    return np.zeros((len(tracks), width), np.float32)
+def _repeated(values: list[float], counts: list[int]) -> float | NDArray[np.float64]:
+    """Each value as often as its count; one for all where they are equal."""
+    first = values[0]
+    return np.float64(first) if values.count(first) == len(values) else np.repeat(values, counts)
 
 
 def _spans(counts: Sequence[int]) -> list[slice]:

@@ -25,7 +25,7 @@ from edge_agent.core.structures import (
     iou_matrix,
 )
 from edge_agent.track.association import CameraFrame, JointUpdate, Pairs
-from edge_agent.track.tracks import Similarity, TrackTable
+from edge_agent.track.tracks import KNOWN, LAST_SEEN, Similarity, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import TrackerSettings
@@ -89,7 +89,7 @@ class Tracker:
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track, at the end of the source."""
-        ended = tuple(track.id for track in self._tracks.records if track.confirmed)
+        ended = tuple(compress(self._tracks.ids, self._confirmed))
         self._tracks = TrackTable()
         return TrackUpdate(self.camera, frame, time, size, (), ended)
 
@@ -105,10 +105,9 @@ class Tracker:
             self._interval = dt
         return CameraFrame(
             tracks=self._tracks,
-            dt=dt,
+            time=self._last_time,
+            last=last,
             ended=ended,
-            live=[track.last_seen >= last for track in self._tracks.records],
-            high=[score >= self._levels.high for score in detections.scores.tolist()],
             levels=self._levels,
             detections=detections,
             embedded=embedded,
@@ -119,14 +118,14 @@ class Tracker:
         rows, found = pairs
         if not rows or (self.similarity.settled and frame % _LEARN_EVERY):
             return
-        tracks, vectors = self._tracks, given.embedded.vectors
+        vectors, confirmed = given.embedded.vectors, self._confirmed
         limit = _CLEAR_OVERLAP if self.similarity.ready else _FIRST_OVERLAP
         usable, present = _isolated(given.detections.boxes, limit), given.embedded.present.tolist()
         chosen = [(row, at) for row, at in zip(rows, found, strict=True) if usable[at] and present[at]]
-        records = tracks.records
-        old = [pair for pair in chosen if records[pair[0]].has_appearance and records[pair[0]].confirmed]
-        if tracks.appearance is not None and old:
-            before = tracks.appearance.take([row for row, _ in old], axis=0)
+        known = self._tracks.facts[KNOWN].tolist()
+        old = [pair for pair in chosen if known[pair[0]] and confirmed[pair[0]]]
+        if old:
+            before = self._tracks.appearance(vectors.shape[1]).take([row for row, _ in old], axis=0)
             now = vectors.take([at for _, at in old], axis=0)
             self.similarity.learn_genuine(np.einsum("nd,nd->n", before, now))
         if len(chosen) > 1:
@@ -135,58 +134,59 @@ class Tracker:
 
     def end_frame(self, frame: int, size: tuple[int, int], given: CameraFrame, pairs: Pairs) -> TrackUpdate:
         """Report what was seen, end and start tracks."""
-        time = self._last_time
-        assert time is not None  # set by `begin_frame`
         rows, found = pairs
-        self._tracks.mark_seen(rows, time, self.settings.confirm_hits)
-        seen = self._observations(frame, time, given, pairs)
+        seen = self._observations(frame, given, pairs)
         ended = given.ended
         if len(rows) < len(self._tracks):
-            ended += self._end_lost(time)
-        if len(found) < len(given.high):
-            self._start(time, given, set(found))
-        return TrackUpdate(self.camera, frame, time, size, seen, ended)
+            ended += self._end_lost(given.time)
+        if len(found) < len(given.detections):
+            self._start(given, found)
+        return TrackUpdate(self.camera, frame, given.time, size, seen, ended)
 
-    def _observations(
-        self, frame: int, time: float, given: CameraFrame, pairs: Pairs
-    ) -> tuple[TrackObservation, ...]:
-        records, boxes, vectors = self._tracks.records, given.detections.boxes, given.embedded.vectors
+    @property
+    def _confirmed(self) -> list[bool]:
+        confirmed: list[bool] = self._tracks.confirmed(self.settings.confirm_hits).tolist()
+        return confirmed
+
+    def _observations(self, frame: int, given: CameraFrame, pairs: Pairs) -> tuple[TrackObservation, ...]:
+        ids, confirmed = self._tracks.ids, self._confirmed
+        boxes, vectors = list(given.detections.boxes), given.embedded.vectors
         scores, quality = given.detections.scores.tolist(), given.embedded.quality.tolist()
         present = given.embedded.present.tolist()
         sure = _sure(given.detections, self._levels.sure)
-        return tuple(
+        return tuple([
             TrackObservation(
-                self.camera, records[row].id, frame, time, boxes[at], scores[at],
-                vectors[at] if present[at] else None, quality[at], sure=sure[at],
+                self.camera, ids[row], frame, given.time, boxes[at], scores[at],
+                vectors[at] if present[at] else None, quality[at], sure[at],
             )
             for row, at in zip(*pairs, strict=True)
-            if records[row].confirmed
-        )  # fmt: skip
+            if confirmed[row]
+        ])  # fmt: skip
 
     def _end_lost(self, time: float) -> tuple[int, ...]:
         """Drop tracks that were not seen for too long, unconfirmed ones after the first miss."""
-        kept, ended = [], []
-        for row, track in enumerate(self._tracks.records):
-            if time - track.last_seen <= (self.settings.lost_s if track.confirmed else 0.0):
-                kept.append(row)
-            elif track.confirmed:
-                ended.append(track.id)
-        if len(kept) < len(self._tracks):
-            self._tracks.keep(kept)
-        return tuple(ended)
+        tracks, confirmed = self._tracks, self._tracks.confirmed(self.settings.confirm_hits)
+        kept = time - tracks.facts[LAST_SEEN] <= np.where(confirmed, self.settings.lost_s, 0.0)
+        if np.count_nonzero(kept) == len(tracks):
+            return ()
+        ended = tuple(compress(tracks.ids, (confirmed & ~kept).tolist()))
+        tracks.keep(np.flatnonzero(kept).tolist())
+        return ended
 
-    def _start(self, time: float, given: CameraFrame, taken: set[int]) -> None:
+    def _start(self, given: CameraFrame, taken: list[int]) -> None:
         """Start a track from each unmatched detection of sufficient score."""
-        enough = (given.detections.scores >= self._levels.new_track).tolist()
-        found = [at for at, high in enumerate(given.high) if high and enough[at] and at not in taken]
-        if not found:
+        scores = given.detections.scores
+        enough = (scores >= self._levels.new_track) & (scores >= np.float64(self._levels.high))
+        enough[taken] = False
+        found = np.flatnonzero(enough)
+        if not len(found):
             return
-        confirmed = self.settings.confirm_hits <= 1
-        rows = self._tracks.add(self._next_id, time, given.detections.boxes[found], confirmed=confirmed)
+        rows = self._tracks.add(self._next_id, given.time, given.detections.boxes[found])
         self._next_id += len(found)
-        present = given.embedded.present[found].tolist()
-        vectors = given.embedded.vectors[list(compress(found, present))]
-        self._tracks.set_appearance(list(compress(rows, present)), vectors)
+        vectors = given.embedded.vectors[found]
+        if width := vectors.shape[1]:  # 0 where the engine failed; vectors are 0 where there is no embedding
+            self._tracks.appearance(width)[rows] = vectors
+            self._tracks.facts[KNOWN, rows] = given.embedded.present[found]
 
 
 class TrackInput(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from edge_agent.track.kalman import initial_states
 
 Vectors = NDArray[np.float32]
+Rows = TypeVar("Rows", bound=NDArray[Any])
+
+LAST_SEEN, HITS, KNOWN = range(3)
 
 _FIRST_ROWS = 16
 """Rows allocated at first; doubled when all are in use."""
@@ -57,94 +61,79 @@ class Similarity:
         return np.asarray((self.genuine - cosine) / (self.genuine - self.impostor), np.float32)
 
 
-@dataclass(slots=True)
-class Track:
-    """One track; its Kalman state and its appearance are rows of the table's arrays.
+class TrackTable:
+    """The tracks of one camera, oldest first: an id, and a row of each array per track.
 
-    `id` is unique within the camera, `last_seen` Unix seconds, `hits` the detections so far; a confirmed
-    track is reported.
+    `facts` has the rows `LAST_SEEN`, Unix seconds, `HITS`, the detections so far, and `KNOWN`, 1 for a track
+    with an appearance.
     """
 
-    id: int
-    last_seen: float
-    confirmed: bool
-    hits: int = 1
-    has_appearance: bool = False
-
-
-class TrackTable:
-    """The tracks of one camera, oldest first: a record and a row of each array per track."""
-
     def __init__(self) -> None:
-        self.records: list[Track] = []
+        self.ids: list[int] = []
+        """Numbers of the tracks, unique within the camera."""
         self._states = np.zeros((5, _FIRST_ROWS, 4))
-        self._appearance: NDArray[np.float32] | None = None
+        self._facts = np.zeros((3, _FIRST_ROWS))
+        self._appearance = np.zeros((_FIRST_ROWS, 0), np.float32)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.ids)
 
     @property
     def states(self) -> NDArray[np.float64]:
         """`(5, T, 4)` view, see `edge_agent.track.kalman`; all of the time of the last frame."""
-        return self._states[:, : len(self.records)]
+        return self._states[:, : len(self.ids)]
 
     @property
-    def appearance(self) -> NDArray[np.float32] | None:
-        """`(T, D)` view, unit rows where `has_appearance`; None before the first embedding."""
-        return None if self._appearance is None else self._appearance[: len(self.records)]
+    def facts(self) -> NDArray[np.float64]:
+        """`(3, T)` view."""
+        return self._facts[:, : len(self.ids)]
 
-    def mark_seen(self, rows: Sequence[int], time: float, confirm_hits: int) -> None:
-        """Count a detection at `time` for the tracks at `rows`."""
-        for row in rows:
-            track = self.records[row]
-            track.last_seen = time
-            track.hits += 1
-            if track.hits >= confirm_hits:
-                track.confirmed = True
+    def confirmed(self, hits: int) -> NDArray[np.bool_]:
+        """`(T,)`: which tracks have at least so many detections; these are reported."""
+        confirmed: NDArray[np.bool_] = self.facts[HITS] >= hits
+        return confirmed
 
-    def set_appearance(self, rows: Sequence[int], vectors: NDArray[np.float32]) -> None:
-        """Replace the appearance of N tracks by `vectors` `(N, D)`."""
-        if not rows:
-            return
-        if self._appearance is None:
-            self._appearance = np.zeros((self._states.shape[1], vectors.shape[1]), np.float32)
-        self._appearance[slice(len(rows)) if rows == list(range(len(rows))) else rows] = vectors
-        for row in rows:
-            self.records[row].has_appearance = True
+    def appearance(self, width: int) -> Vectors:
+        """`(T, width)` view, unit rows where `KNOWN`."""
+        if (
+            width > self._appearance.shape[1]
+        ):  # before the first embedding; a failed engine gives a width of 0
+            self._appearance = np.zeros((len(self._appearance), width), np.float32)
+        return self._appearance[: len(self.ids), :width]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all tracks but those at `rows`."""
         self._states[:, : len(rows)] = self._states[:, rows]
-        if self._appearance is not None:
-            self._appearance[: len(rows)] = self._appearance[rows]
-        self.records = [self.records[row] for row in rows]
+        self._facts[:, : len(rows)] = self._facts[:, rows]
+        self._appearance[: len(rows)] = self._appearance[rows]
+        self.ids = [self.ids[row] for row in rows]
 
-    def add(self, first_id: int, time: float, boxes: NDArray[np.float32], *, confirmed: bool) -> list[int]:
+    def add(self, first_id: int, time: float, boxes: NDArray[np.float32]) -> slice:
         """Start a track for each of `boxes` `(N, 4)` xyxy; return their rows."""
-        rows = range(len(self.records), len(self.records) + len(boxes))
+        rows = slice(len(self.ids), len(self.ids) + len(boxes))
         while rows.stop > self._states.shape[1]:
-            self._double()
-        self._states[:, rows.start : rows.stop] = initial_states(boxes)
-        self.records += [Track(first_id + n, time, confirmed) for n in range(len(boxes))]
-        return list(rows)
-
-    def _double(self) -> None:
-        self._states = np.concatenate([self._states, np.zeros_like(self._states)], axis=1)
-        if self._appearance is not None:
-            self._appearance = np.concatenate([self._appearance, np.zeros_like(self._appearance)])
+            self._states = _doubled(self._states, 1)
+            self._facts = _doubled(self._facts, 1)
+            self._appearance = _doubled(self._appearance, 0)
+        self._states[:, rows] = initial_states(boxes)
+        self._facts[:, rows] = [[time], [1.0], [0.0]]
+        self.ids += range(first_id, first_id + len(boxes))
+        return rows
 
 
-def mixed(before: Vectors, vectors: Vectors, known: Sequence[bool]) -> Vectors:
+def _doubled(array: Rows, axis: int) -> Rows:
+    return np.concatenate([array, np.zeros_like(array)], axis=axis)  # type: ignore[return-value]
+
+
+def mixed(before: Vectors, vectors: Vectors, known: NDArray[np.float64]) -> Vectors:
     """Update the appearance `before` of N tracks by one embedding each, both `(N, D)` unit rows.
 
-    Where `known` is false, `before` holds no appearance, and the embedding becomes the appearance.
+    Where `known` is 0, `before` holds no appearance, and the embedding becomes the appearance.
     """
-    if not any(known):
-        return vectors
     result: Vectors = _APPEARANCE_MEMORY * before
     result += (1 - _APPEARANCE_MEMORY) * vectors
     result /= np.maximum(np.sqrt(np.einsum("nd,nd->n", result, result)), _LEAST_NORM)[:, None]
-    if not all(known):
-        new = [row for row, there in enumerate(known) if not there]
+    if not known.all():
+        new = known == 0
         result[new] = vectors[new]
     return result

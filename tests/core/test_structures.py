@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_agent.core.structures import Detections, box_areas, iou_matrix
+from edge_agent.core.structures import Detections, iou_matrix
 
 
 def test_overlap_of_every_pair_of_boxes() -> None:
@@ -10,7 +10,6 @@ def test_overlap_of_every_pair_of_boxes() -> None:
     b = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [0, 0, 5, 5]], np.float32)
     expected = [[1.0, 0.0, 0.25], [1 / 3, 1 / 3, 0.0], [0.0, 0.0, 0.0]]
     np.testing.assert_allclose(iou_matrix(a, b), expected, rtol=1e-6)
-    np.testing.assert_array_equal(box_areas(a), [100, 100, 0])
 
 
 def test_overlap_in_stacks_is_that_of_each_pair() -> None:
