@@ -160,7 +160,8 @@ class Batcher:
     def keep_fed(self) -> None:
         """Take the rows of batches that have ended, and send packed crops to the engine if it has room.
 
-        Never waits. A batch that is not full stays open while the engine has another one to do for a while.
+        Never waits. A batch to which more crops would be of use stays open while the engine has another one
+        to do for a while.
         """
         if self._engine.in_flight == DEPTH and self._engine.ready:
             self._collect()
@@ -172,8 +173,8 @@ class Batcher:
 
     @property
     def _idle(self) -> bool:
-        """Whether the engine has ended everything, and there is enough for another batch."""
-        return self._engine.ready and 2 * self._count >= self.joined
+        """Whether a part of the engine has nothing to do, and there is enough for another batch."""
+        return self._engine.hungry and 2 * self._count >= min(self.joined, self._engine.enough)
 
     def advance(self) -> None:
         """Send a batch if the engine has room and there is one; else wait for its oldest."""
@@ -194,12 +195,12 @@ class Batcher:
             self._send()
 
     def _fill_up(self, *, wait: bool) -> bool:
-        """Fill the next batch with what is packed, or being packed; return whether it is full."""
+        """Fill the next batch with what is packed, or being packed; return whether more is no better."""
         while self._packing and (wait or self._packer.ready()):
             if not self._fits():
                 return True
             self._fill()
-        return self._count == self._most
+        return self._count >= self._engine.enough
 
     def _fits(self) -> bool:
         """Whether the packer's oldest parcel goes into the next batch."""

@@ -120,6 +120,16 @@ class Engine(ABC):
         """Whether `collect` returns at once; False where that is not known."""
         return bool(self._flying) and self._is_done(self._flying[0])
 
+    @property
+    def enough(self) -> int:
+        """Pictures from which on a batch takes no less time for each of them."""
+        return self._max_batch
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a part of the device has nothing to do until more is submitted, as far as that is known."""
+        return self.ready
+
     def buffer(self) -> NDArray[np.uint8]:
         """Return the `(max_batch, H, W, 3)` uint8 BGR buffer to fill next; one of `DEPTH` fixed arrays.
 

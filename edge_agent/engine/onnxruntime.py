@@ -22,7 +22,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -111,11 +111,11 @@ def run_session(session: onnxruntime.InferenceSession, batch: NDArray[Any], what
 
 @dataclass(slots=True)
 class _Run(Submission):
-    """Rows of each slice, and slices that are not finished."""
+    """Rows of each slice, slices that are not finished, and a lock that is held until all are."""
 
     parts: list[NDArray[np.float32] | None]
     left: int
-    done: threading.Event = field(default_factory=threading.Event)
+    unfinished: threading.Lock
 
 
 class _Task(NamedTuple):
@@ -159,6 +159,16 @@ class OnnxRuntimeEngine(GraphEngine):
         self._waiting: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
 
+    @property
+    def enough(self) -> int:
+        """See `Engine.enough`: a slice for each thread, where there are slices."""
+        return min(self._max_batch, _SLICE * self._workers) if self._sliced else self._max_batch
+
+    @property
+    def hungry(self) -> bool:
+        """See `Engine.hungry`: whether a thread waits for a slice."""
+        return bool(self._flying) and sum(run.left for run in self._flying) < self._workers
+
     def bare(self) -> Callable[[NDArray[np.uint8]], object]:
         """Return `session.run` of the same graph to compare speed with, with default options."""
         import onnxruntime
@@ -200,19 +210,23 @@ class OnnxRuntimeEngine(GraphEngine):
         whole = not self._sliced or (self._large and count < self._workers)
         least = 1 if self._large else _LEAST
         bounds = [(0, count)] if whole else _slices(count, self._workers, least)
-        run = _Run(slot, count, [None] * len(bounds), len(bounds))
+        unfinished = threading.Lock()  # an Event costs 10 us more for each batch
+        unfinished.acquire()
+        run = _Run(slot, count, [None] * len(bounds), len(bounds), unfinished)
         for index, (begin, end) in enumerate(bounds):
             self._waiting.put(_Task(run, index, begin, end, whole))
         return run
 
     def _wait(self, run: _Run) -> None:
-        run.done.wait()
+        with run.unfinished:
+            pass
 
     def _is_done(self, run: _Run) -> bool:
-        return run.done.is_set()
+        return not run.unfinished.locked()
 
     def _rows(self, run: _Run) -> NDArray[np.float32]:
-        return np.concatenate([part for part in run.parts if part is not None])
+        parts = [part for part in run.parts if part is not None]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _work(self) -> None:
         """Compute slices in order until None is queued."""
@@ -226,7 +240,7 @@ class OnnxRuntimeEngine(GraphEngine):
                 run.seconds += (time.perf_counter() - start) / self._workers
                 run.left -= 1
                 if not run.left:
-                    run.done.set()
+                    run.unfinished.release()
 
     def _compute(self, batch: NDArray[np.uint8], *, whole: bool = False) -> NDArray[np.float32]:
         session = self._whole if whole and self._large else self._session

@@ -280,6 +280,22 @@ def test_an_idle_engine_whose_rows_nobody_collects_gets_a_batch_that_is_half_ful
         assert [len(stage.collect()[0].vectors) for _ in range(2)] == [2, crops]
 
 
+@pytest.mark.parametrize(("enough", "hungry", "in_flight"), [(8, False, 1), (4, False, 2), (8, True, 2)])
+def test_a_batch_is_sent_behind_one_that_runs_where_waiting_gains_nothing(
+    tmp_path, monkeypatch, enough, hungry, in_flight
+):
+    with simulated(tmp_path, seconds_a_crop=0.0037) as stage:  # so that 8 crops share a batch
+        stage.submit([(picture(0), detections(2))])
+        stage.collect()
+        stage.batcher.fastest = 0.0037
+        monkeypatch.setattr(type(stage.engine), "enough", enough)
+        monkeypatch.setattr(type(stage.engine), "hungry", hungry)
+        stage.submit([(picture(1), detections(2))])
+        stage.submit([(picture(2), detections(4))])
+        assert stage.engine.in_flight == in_flight
+        assert [len(stage.collect()[0].vectors) for _ in range(2)] == [2, 4]
+
+
 def test_rounds_do_not_wait_for_each_other_on_a_slow_engine(tmp_path):
     with simulated(tmp_path, seconds_a_crop=0.02) as stage:
         assert batches_of_three_rounds(stage) == [2, 2, 2]

@@ -7,6 +7,7 @@ import functools
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +203,39 @@ def test_batches_of_one_are_computed_by_all_threads_together(prepared, monkeypat
     with on_onnxruntime(prepared, max_batch=2, threads=3):
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 3
         assert sessions[-1].get_session_options().intra_op_num_threads == 1
+
+
+def test_it_is_hungry_as_soon_as_a_thread_has_no_slice(prepared, monkeypatch):
+    released = threading.Event()
+
+    class Held(onnxruntime.InferenceSession):
+        """Computes slices that begin with 1 once they are released."""
+
+        def run(self, names, inputs, options=None):
+            (batch,) = inputs.values()
+            assert not batch.flat[0] or released.wait(10)
+            return super().run(names, inputs, options)
+
+    watch_sessions(monkeypatch, Held)
+    with on_onnxruntime(prepared, max_batch=8, threads=2) as engine:
+        assert not engine.hungry, "nothing was submitted"
+        engine.buffer()[:2], engine.buffer()[2:] = 0, 1
+        engine.submit(4)  # slices of two
+        deadline = time.monotonic() + 10
+        while not engine.hungry and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert engine.hungry
+        assert not engine.ready
+        engine.buffer()[:] = 1
+        engine.submit(2)  # one slice
+        assert not engine.hungry
+        released.set()
+        assert [len(engine.collect()) for _ in range(2)] == [4, 2]
+
+
+@pytest.mark.parametrize(("most", "threads", "enough"), [(64, 2, 16), (8, 2, 8), (1, 2, 1)])
+def test_a_slice_for_each_thread_is_enough(prepared, most, threads, enough):
+    assert on_onnxruntime(prepared, max_batch=most, threads=threads).enough == enough
 
 
 def test_time_in_the_network_is_counted(opened, prepared):
