@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,11 @@ import structlog
 
 if TYPE_CHECKING:
     from tests.kserve.environment import Server
+
+# Images of containers turn bytecode off. Each worker would then rewrite the assertions of all tests, and each
+# of some hundred started programs compile the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same examples every time: a change must not fail for what an earlier one did. Search for new ones with
 # `pytest --hypothesis-profile search`.
