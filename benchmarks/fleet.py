@@ -1,20 +1,29 @@
 """The store of a fleet on PostgreSQL: rates of sync, and questions beside raw SQL, on a server of its own.
 
-    python -m benchmarks.fleet [--exemplars 100000] [--queries 100] [--rounds 5] [--output FILE.json]
+    python -m benchmarks.fleet [--exemplars 100000] [--queries 100] [--rounds 10] [--keep FOLDER]
+        [--output FILE.json]
 
 People with 4 exemplars of 256 numbers, half of the variance in 24 directions, are pushed by one device and
 pulled by another, in the parcels and pages of the agent. Then questions with one embedding are asked, in turn
-with PostgreSQL's own pgbench: the same search in one statement, as administrator, without what belongs to the
-people found (`search`), and with it (`rows`). Recall is that of the five best people, beside all products.
+with PostgreSQL's own pgbench: the same search in one prepared statement on one connection, with the same
+settings of the index and the same limits, as administrator (without row-level security and without a
+transaction around it), without what belongs to the people found (`search`), and with it (`rows`). The vectors
+that pgbench asks for are in a table beside. Recall is that of the five best people, beside all products.
+
+A site of a million exemplars takes half an hour to be filled on two busy cores: `--keep` keeps the server's
+files in a folder, and asks at once where they are there. Remove it afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +31,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gallery import People
+from edge_agent.core.files import read_json
 from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.fleet.postgres import admin
-from edge_agent.fleet.postgres.search import EF_SEARCH, NEAREST
+from edge_agent.fleet.postgres.search import NEAREST, ef_search, index_name
 from edge_agent.fleet.records import MOST_CANDIDATES, MOST_CHANGES, PersonChange, Push, SharedExemplar
 from edge_agent.fleet.store import FleetStore
 from edge_agent.fleet.sync import PAGE
 from edge_agent.gallery.sync import Space
+from tests.conftest import find_free_port
 from tests.fleet import postgres_server
-from tests.fleet.conftest import new_database
+from tests.fleet.postgres_server import PostgresServer
 from tests.fleet.postgres_site import Site
+from tests.fleet.server_database import Database
 
 Rows = NDArray[np.float32]
 
 DIMENSION, EXEMPLARS = 256, 4
-OPTIONS = (
-    f"-c hnsw.ef_search={EF_SEARCH} -c hnsw.iterative_scan=relaxed_order -c jit=off"
-    " -c search_path=edge_agent,public"
-)
+OPTIONS = "-c hnsw.iterative_scan=relaxed_order -c jit=off -c search_path=edge_agent,public"
 _SEARCH = (
     "SELECT p.root, min(near.distance) AS distance FROM (SELECT e.id,"
     " e.embedding::vector({size}) <=> q.vector AS distance"
@@ -60,13 +69,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--exemplars", type=int, default=100_000)
     options.add_argument("--queries", type=int, default=100, help="in each round")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--keep", type=Path, help="folder of the server, which is filled once")
     options.add_argument("--output", type=Path, help="write the result as JSON")
     chosen = options.parse_args()
     configure("error")
     vectors, questions = _people(chosen.exemplars // EXEMPLARS)
-    with _site() as site:
-        sync = asyncio.run(_synchronise(site, vectors))
+    with _filled(vectors, chosen.keep) as (site, sync):
         result = {
             "exemplars": len(vectors) * EXEMPLARS,
             "dimension": DIMENSION,
@@ -90,12 +99,49 @@ def _people(count: int) -> tuple[Rows, Rows]:
 
 
 @contextmanager
-def _site() -> Iterator[Site]:
-    settings = {"shared_buffers": "512MB", "maintenance_work_mem": "512MB", "fsync": "on"}
-    with postgres_server.server(settings=settings) as server, new_database(server) as database:
-        site = Site(database, "bench", Space("bench", DIMENSION))
-        site.init()
-        yield site
+def _filled(vectors: Rows, keep: Path | None) -> Iterator[tuple[Site, dict[str, Any]]]:
+    """Return a site with all people, and the figures of its filling; `keep` is filled only once."""
+    name = f"filled-{len(vectors)}.json"
+    if keep is not None and keep.exists() and not (keep / name).is_file():
+        raise SystemExit(f"{keep} is not the folder of such a site, or was not filled to the end: remove it")
+    with _server(_settings(vectors.shape[0] * EXEMPLARS), keep) as server:
+        site = Site(Database(server, "bench"), "bench", Space("bench", DIMENSION))
+        note = server.folder / name
+        if not note.is_file():
+            server.run("psql", "-Xq", "-c", "CREATE DATABASE bench", server.address())
+            site.init()
+            write_json_atomic(note, asyncio.run(_synchronise(site, vectors)))
+        yield site, read_json(note)
+
+
+def _settings(exemplars: int) -> dict[str, str]:
+    """Return settings of the server: memory for table and index, and for building the index."""
+    return {
+        "shared_buffers": f"{max(512, exemplars // 250)}MB",
+        "maintenance_work_mem": f"{max(512, exemplars // 333)}MB",
+        "max_wal_size": "8GB",
+        "fsync": "on",
+    }
+
+
+@contextmanager
+def _server(settings: dict[str, str], keep: Path | None) -> Iterator[PostgresServer]:
+    """Return a running server of its own, whose files are removed at the end or stay in `keep`."""
+    if keep is None:
+        with postgres_server.server(settings=settings) as server:
+            yield server
+        return
+    server = PostgresServer(postgres_server.binaries(), keep, find_free_port(), settings)
+    if not server.data.is_dir():
+        keep.mkdir(parents=True)
+        if os.geteuid() == 0:
+            shutil.chown(keep, "nobody", "nogroup")
+        server.create()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 async def _synchronise(site: Site, vectors: Rows) -> dict[str, Any]:
@@ -125,6 +171,8 @@ async def _synchronise(site: Site, vectors: Rows) -> dict[str, Any]:
     await admin.init(site.admin(), admin.NewSite(site.name, site.space.space, site.space.dimension))
     built = time.perf_counter()
     return {
+        "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "load_average": list(os.getloadavg()),
         "push_s": pushed - began,
         "push_per_s": found / (pushed - began),
         "pull_s": pulled - pushed,
@@ -148,25 +196,29 @@ async def _ask(site: Site, vectors: Rows, questions: Rows, count: int, rounds: i
     database = site.database
     database.sql("VACUUM ANALYZE edge_agent.exemplar, edge_agent.person")
     chosen = np.random.default_rng(1).permutation(len(questions))[:count]
-    lines = [f"CREATE TABLE edge_agent.question (number int PRIMARY KEY, vector vector({DIMENSION}));"]
+    lines = ["DROP TABLE IF EXISTS edge_agent.question;"]
+    lines += [f"CREATE TABLE edge_agent.question (number int PRIMARY KEY, vector vector({DIMENSION}));"]
     lines += ["COPY edge_agent.question FROM STDIN;"]
     lines += [f"{place}\t{questions[number].tolist()}" for place, number in enumerate(chosen)]
     _run(site, "psql", "-Xq", "-v", "ON_ERROR_STOP=1", script="\n".join([*lines, "\\.", ""]))
+    closely = ef_search(len(vectors) * EXEMPLARS)
     search = _SEARCH.format(size=DIMENSION, nearest=NEAREST, most=MOST_CANDIDATES)
     raw = {"search": search, "rows": _ROWS.format(search=search)}
     store = site.store("one")
     await store.hello(0, ())
     taken: dict[str, list[list[float]]] = {name: [] for name in ("edge-agent", *raw)}
     answers: list[list[str]] = []
+    before = _index_scans(site)
     for turn in range(-1, rounds):
         times, answers = await _timed(store, questions[chosen])
         found = {"edge-agent": times}
         for name, statement in raw.items():
-            found[name] = _pgbench(site, name, statement, count)
+            found[name] = _pgbench(site, name, statement, count, closely)
         if turn >= 0:
             for name, each in found.items():
                 taken[name].append(each)
-    await store.close()
+    await store.close()  # statistics are written at the end of a session
+    scans = (_index_scans(site) - before) / (len(taken) * count * (rounds + 1))
     exact = _exact(vectors, questions[chosen])
     ratios = {
         name: float(
@@ -178,6 +230,9 @@ async def _ask(site: Site, vectors: Rows, questions: Rows, count: int, rounds: i
     }
     return {
         "queries": count * rounds,
+        "different": count,
+        "index_scans": scans,
+        "ef_search": closely,
         "asked": {
             name: {"p50_ms": float(np.percentile(all_, 50)), "p95_ms": float(np.percentile(all_, 95))}
             for name, all_ in ((name, np.concatenate(each)) for name, each in taken.items())
@@ -201,11 +256,18 @@ async def _timed(store: FleetStore, questions: Rows) -> tuple[list[float], list[
     return times, answers
 
 
-def _pgbench(site: Site, name: str, statement: str, count: int) -> list[float]:
+def _index_scans(site: Site) -> int:
+    """Return how often the index of the site was searched, where it has one."""
+    sql = f"SELECT sum(idx_scan) FROM pg_stat_user_indexes WHERE indexrelname = '{index_name(site.name)}'"  # noqa: S608
+    return int(site.database.sql(sql).strip() or 0)
+
+
+def _pgbench(site: Site, name: str, statement: str, count: int, closely: int) -> list[float]:
     """Return the milliseconds of each transaction."""
     server = site.database.server
     words = ["-n", "-M", "prepared", "-c", 1, "-t", count, "-l", f"--log-prefix={server.folder / name}"]
-    _run(site, "pgbench", *words, script=f"\\set number random(0, {count - 1})\n{statement};\n")
+    script = f"\\set number random(0, {count - 1})\n{statement};\n"
+    _run(site, "pgbench", *words, script=script, options=f"{OPTIONS} -c hnsw.ef_search={closely}")
     files = list(server.folder.glob(f"{name}.*"))
     times = [float(line.split()[2]) / 1e3 for file in files for line in file.read_text().splitlines()]
     for file in files:
@@ -213,12 +275,12 @@ def _pgbench(site: Site, name: str, statement: str, count: int) -> list[float]:
     return times
 
 
-def _run(site: Site, program: str, *words: object, script: str) -> None:
+def _run(site: Site, program: str, *words: object, script: str, options: str = OPTIONS) -> None:
     server = site.database.server
     file = server.folder / "script"
     file.write_text(script)
     file.chmod(0o644)
-    server.run(program, *words, "-f", file, site.database.address, env={"PGOPTIONS": OPTIONS})
+    server.run(program, *words, "-f", file, site.database.address, env={"PGOPTIONS": options})
 
 
 def _exact(vectors: Rows, questions: Rows) -> list[list[str]]:
@@ -235,11 +297,12 @@ def markdown(result: dict[str, Any]) -> str:
     sync, asked, ratio = result["sync"], result["asked"], result["rate_over_raw"]
     about = {
         "edge-agent": "the agent's question, with all exemplars of the five people",
-        "search": "pgbench: the same search, without their rows",
-        "rows": "pgbench: the same search, with their rows",
+        "search": "pgbench: the same search as one prepared statement, without their rows",
+        "rows": "pgbench: the same search as one prepared statement, with their rows",
     }
     lines = [
-        f"{result['exemplars']:,} exemplars of {result['dimension']} numbers; the index is built after them.",
+        f"{result['exemplars']:,} exemplars of {result['dimension']} numbers; the index is built after them"
+        f" (load {sync['load_average'][1]:.0f}).",
         "",
         "| | time | exemplars/s |",
         "|---|---|---|",
@@ -255,8 +318,10 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {about[name]} | {row['p50_ms']:.1f} ms | {row['p95_ms']:.1f} ms | {over} |")
     lines += [
         "",
-        f"{result['queries']} questions one after another. Of the five best people by all products"
-        f" {100 * result['recall']:.1f} % are found, and {100 * result['same_best']:.1f} % of the best.",
+        f"{result['queries']} questions one after another, {result['different']} different ones, each"
+        f" {result['index_scans']:.2g} searches of the index with `ef_search` {result['ef_search']}. Of the five"
+        f" best people by all products {100 * result['recall']:.1f} % are found,"
+        f" and {100 * result['same_best']:.1f} % of the best.",
     ]
     return "\n".join(lines)
 

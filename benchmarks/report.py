@@ -345,6 +345,7 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "memory": _own(memory.markdown),
     "search": _own(search.markdown),
     "fleet": _own(fleet.markdown),
+    "fleet-large": _own(fleet.markdown),
     "soak": _own(memory.soak_markdown),
     "fleet-street": _own(fleet_street.markdown),
 }

@@ -130,16 +130,16 @@ def test_a_question_is_one_statement_and_leaves_no_settings(
     monkeypatch.setattr(search, "EXACT_UP_TO", -1)
     assert site.init() == ("index of 0 exemplars built",)
     link = Link(site.login("a"))
-    by_index = search.Searched(site.name, site.space.dimension, exact=False)
+    by_index = search.Searched(site.name, site.space.dimension, 200)
     sent: list[str] = []
 
-    async def question(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    async def question(connection: asyncpg.Connection[asyncpg.Record]) -> int | None:
         vectors = np.full((1, 8), 8**-0.5, np.float32)
         with connection.query_logger(lambda record: sent.append(record.query)):
             _, how = await search.ask(connection, by_index, vectors, 5)
         assert await connection.fetchval("SHOW plan_cache_mode") == "force_generic_plan"
-        assert await connection.fetchval("SHOW hnsw.ef_search") == str(search.EF_SEARCH)
-        return how.exact
+        assert await connection.fetchval("SHOW hnsw.ef_search") == "200"
+        return how.ef_search
 
     async def itself(
         connection: asyncpg.Connection[asyncpg.Record],
@@ -148,18 +148,24 @@ def test_a_question_is_one_statement_and_leaves_no_settings(
 
     async def work() -> None:
         await link.connect(10)
-        assert not await link.read(question, 10, by_index.settings)
+        assert await link.read(question, 10, by_index.settings_to_ask) == 200
         sent.clear()  # the first one on a connection asks for types, too
-        assert not await link.read(question, 10, by_index.settings)
+        assert await link.read(question, 10, by_index.settings_to_ask) == 200
         assert len(sent) == 1
         connection = await link.read(itself)
         assert await connection.fetchval("SHOW plan_cache_mode") == "auto"
         assert await connection.fetchval("SHOW hnsw.ef_search") == "40"
         monkeypatch.setattr(search, "EXACT_UP_TO", 0)
-        assert await link.read(question, 10, by_index.settings), "a site that shrank is compared whole"
+        how = await link.read(question, 10, by_index.settings_to_ask)
+        assert how is None, "a site that shrank is compared whole"
         await link.close()
 
     run(work())
+
+
+def test_larger_sites_are_searched_more_closely() -> None:
+    sizes = (10_001, 100_000, 100_001, 300_001, 10_000_000)
+    assert [search.ef_search(size) for size in sizes] == [200, 200, 400, 800, 800]
 
 
 @pytest.mark.parametrize("name", ["", "a'b", "a b", "ä", "-a", "a" * 65, "a;b"])

@@ -22,15 +22,17 @@ from edge_agent.fleet.records import (
 )
 
 if TYPE_CHECKING:
-    from edge_agent.fleet.postgres.connection import Connection
+    from edge_agent.fleet.postgres.connection import Connection, Row
 
 MOST_INDEXED_NUMBERS = 2000
 """Longest vectors that pgvector indexes; sites with longer ones are searched exactly."""
 EXACT_UP_TO = 10_000
 """Exemplars of a site up to which every one is compared. An index would hardly be faster, and makes changes
 slower: it is built for sites that are larger."""
-EF_SEARCH = 200
-"""Rows that a search of the index visits closely; see docs/decisions/071 for the recall."""
+EF_SEARCH = ((100_000, 200), (300_000, 400))
+"""Rows that a search of the index visits closely, by the most exemplars; see docs/decisions/076."""
+MOST_EF_SEARCH = 800
+"""For larger sites; pgvector has a limit of 1000."""
 NEAREST = 40
 """Exemplars for each vector that is asked about: a person may have several of each device."""
 EVIDENCE = 4
@@ -40,10 +42,7 @@ SITE_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 IS_INDEXED = "coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($2)), false)"
 """Whether an index, the second parameter, is there and complete."""
-SETTINGS = (
-    f"SET LOCAL hnsw.ef_search = {EF_SEARCH}; SET LOCAL hnsw.iterative_scan = 'relaxed_order';"
-    " SET LOCAL jit = off;"
-)
+SETTINGS = "SET LOCAL hnsw.iterative_scan = 'relaxed_order'; SET LOCAL jit = off;"
 """For transactions that search. Iterative: rows that a condition drops are replaced by others."""
 
 
@@ -65,6 +64,11 @@ def index_statements(site: str, dimension: int, *, partitioned: bool = False) ->
     )
 
 
+def ef_search(exemplars: int) -> int:
+    """Return `hnsw.ef_search` for a site of some exemplars."""
+    return next((value for most, value in EF_SEARCH if exemplars <= most), MOST_EF_SEARCH)
+
+
 def literal(site: str) -> str:
     """Return a site's name as a constant of SQL."""
     if SITE_FORM.fullmatch(site) is None:
@@ -74,24 +78,37 @@ def literal(site: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """The site that is searched, and how."""
+    """A site, and how it is searched: by its index, or without `ef_search` by comparing every exemplar."""
 
     site: str
     dimension: int
-    exact: bool
+    ef_search: int | None
 
     @property
     def settings(self) -> str:
+        """Statements before a search."""
+        return (
+            SETTINGS if self.ef_search is None else f"{SETTINGS} SET LOCAL hnsw.ef_search = {self.ef_search};"
+        )
+
+    @property
+    def settings_to_ask(self) -> str:
         """Statements before a question.
 
-        The plan of a search by index is kept: an index is built when the tables are large. asyncpg makes a
+        The plan of a question by index is kept: an index is built when the tables are large. asyncpg makes a
         kept plan anew after five minutes, and PostgreSQL does after ANALYZE.
         """
-        return SETTINGS if self.exact else f"{SETTINGS} SET LOCAL plan_cache_mode = force_generic_plan;"
+        keep = "" if self.ef_search is None else " SET LOCAL plan_cache_mode = force_generic_plan;"
+        return self.settings + keep
+
+    def now(self, row: Row) -> Searched:
+        """Return how the site is to be searched, by a row with the columns `_SIZE`."""
+        exact = row["exemplars"] <= EXACT_UP_TO or not row["indexed"]
+        return replace(self, ef_search=None if exact else ef_search(row["exemplars"]))
 
     @property
     def _distance(self) -> str:
-        size = "" if self.exact else f"::vector({self.dimension})"
+        size = "" if self.ef_search is None else f"::vector({self.dimension})"
         return f"e.embedding{size} <=> q.vector"
 
     def nearest(self, condition: str = "true") -> str:
@@ -102,16 +119,8 @@ class Searched:
         )
 
 
-async def searched(connection: Connection, site: str, dimension: int) -> Searched:
-    """Return how a site is searched now."""
-    statement = f"SELECT {_exact()} FROM site s WHERE site = $1"  # noqa: S608
-    exact: bool = await connection.fetchval(statement, site, index_name(site))
-    return Searched(site, dimension, exact)
-
-
-def _exact() -> str:
-    """Return whether the row `s` of a site, whose index is the second parameter, is searched exactly."""
-    return f"s.exemplars <= {EXACT_UP_TO} OR NOT {IS_INDEXED}"
+_SIZE = f"s.exemplars, {IS_INDEXED} AS indexed"
+"""Of the row `s` of a site, whose index is the second parameter."""
 
 
 async def ask(connection: Connection, how: Searched, vectors: Vectors, most: int) -> tuple[Answer, Searched]:
@@ -131,7 +140,7 @@ async def ask(connection: Connection, how: Searched, vectors: Vectors, most: int
         if row["total"] is not None
     ]
     answer = Answer(tuple(candidates.values()), tuple(means), found[0]["people"], found[0]["now"])
-    return answer, replace(how, exact=found[0]["exact"])
+    return answer, how.now(found[0])
 
 
 _PERSON = rows.PERSON.replace(" ", "").split(",")
@@ -158,7 +167,7 @@ def _question(how: Searched) -> str:
         "  FROM best JOIN person p ON p.site = $1 AND p.root = best.root"
         "  LEFT JOIN exemplar e ON e.site = $1 AND e.id = p.id)"
         f" SELECT {found}, found.id, found.device, found.camera, found.epoch, found.quality, found.embedding,"
-        f" m.people AS votes, m.total, s.people, {_exact()} AS exact, {rows.NOW} AS now"
+        f" m.people AS votes, m.total, s.people, {_SIZE}, {rows.NOW} AS now"
         " FROM site s LEFT JOIN found ON true LEFT JOIN camera_mean m ON m.site = $1 AND found.place = 1"
         "  AND m.device = found.device AND m.camera = found.camera AND m.epoch = found.epoch"
         " WHERE s.site = $1 ORDER BY found.distance, found.p_root, found.id, found.device, found.number"
@@ -169,7 +178,14 @@ async def alike(
     connection: Connection, site: str, dimension: int, after: int, most: int
 ) -> tuple[int, list[tuple[Candidate, list[Candidate]]]]:
     """Return people whose exemplars changed, with those nearest to them, see `FleetStore.alike`."""
-    how = await searched(connection, site, dimension)
+    size = await connection.fetchrow(
+        f"SELECT {_SIZE} FROM site s WHERE site = $1",  # noqa: S608
+        site,
+        index_name(site),
+    )
+    assert size is not None
+    how = Searched(site, dimension, None).now(size)
+    await connection.execute(how.settings)
     next_ = await connection.fetch(
         "SELECT version FROM contribution WHERE site = $1 AND version > $2 AND digest <> $4"
         " ORDER BY version LIMIT $3",

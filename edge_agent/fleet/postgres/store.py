@@ -52,7 +52,7 @@ class PostgresStore:
         self._site = ""
         self._changes = Link(login)
         self._questions = Link(login)
-        self._searched = search.Searched(self._site, space.dimension, exact=False)
+        self._searched = search.Searched(self._site, space.dimension, search.MOST_EF_SEARCH)
         self._asked = asyncio.Lock()
 
     async def hello(self, mark: int, receipts: Collection[str]) -> Welcome:
@@ -126,7 +126,7 @@ class PostgresStore:
         while True:
             how = self._searched
             answer, self._searched = await self._questions.read(
-                partial(search.ask, how=how, vectors=vectors, most=most), ASK_S, how.settings
+                partial(search.ask, how=how, vectors=vectors, most=most), ASK_S, how.settings_to_ask
             )
             if self._searched == how:
                 return answer
@@ -146,7 +146,6 @@ class PostgresStore:
         return await self._changes.read(
             lambda connection: search.alike(connection, self._site, dimension, after, most),
             LONG_S,
-            search.SETTINGS,
         )
 
     async def join(self, pairs: Collection[Pair]) -> int:
