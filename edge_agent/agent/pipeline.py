@@ -32,7 +32,7 @@ from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, Searched
 from edge_agent.agent.sources import Polled, SourcePoller
 from edge_agent.core.errors import EngineError, Retryable
 from edge_agent.core.heartbeat import Heartbeat
-from edge_agent.core.structures import Detections, Frame, Load, MessageFrame, TrackUpdate
+from edge_agent.core.structures import Decision, Detections, Frame, Load, MessageFrame, TrackUpdate
 
 if TYPE_CHECKING:
     from edge_agent.detect.search import Begin
@@ -419,9 +419,10 @@ class Pipeline:
         track_s = (time.perf_counter() - began) / max(1, len(updates))
         self.counters.spend("track", track_s * len(updates))
         tracked = time.perf_counter()
-        for pending, update in zip(round_.items, updates, strict=True):
-            self.embedder.keep_fed()  # deciding takes as long as a batch; the engine must not wait for it
-            self._decide(pending, update, round_.embed_s, track_s)
+        frames = list(zip(round_.items, updates, strict=True))
+        live = all(pending.reader.live for pending in round_.items)
+        for group in [frames] if live else [[frame] for frame in frames]:
+            self._decide(group, round_.embed_s, track_s)
         self._note_work(round_, tracked - began, time.perf_counter() - tracked)
         return True
 
@@ -443,25 +444,33 @@ class Pipeline:
         if self.selector is not None and self.selector.budget is not None:
             self.selector.budget.host.note(crops_s, frames_s)
 
-    def _decide(self, pending: PendingItem, update: TrackUpdate, embed_s: float, track_s: float) -> None:
+    def _decide(
+        self, frames: Sequence[tuple[PendingItem, TrackUpdate]], embed_s: float, track_s: float
+    ) -> None:
+        """Decide frame by frame and commit the changes at once; only then report them."""
         began = time.perf_counter()
         self.heartbeat.working("decide")
-        item = pending.item
-        decisions = self.identifier.update(update)
-        decide_s = time.perf_counter() - began
-        self.counters.spend("decide", decide_s)
-        latency = {
-            "detect": 1e3 * pending.detect_s,
-            "embed": 1e3 * embed_s,
-            "decide": 1e3 * (track_s + decide_s),
-        }
-        if pending.reader.live:
-            total = 1e3 * (self.now() - item.time)
-            if not isinstance(item, MessageFrame) or 0 <= total <= MOST_LATENCY_MS:
-                latency["total"] = total
-        self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
-        self._report(FrameOutcome(update, tuple(decisions), latency, pending.trace, item))
-        pending.reader.done(item)
+        decided: list[tuple[list[Decision], float]] = []
+        with self.identifier.at_once():
+            for _, update in frames:
+                self.embedder.keep_fed()  # deciding takes as long as a batch; the engine must not wait for it
+                started = time.perf_counter()
+                decided.append((self.identifier.update(update), time.perf_counter() - started))
+        self.counters.spend("decide", time.perf_counter() - began)
+        for (pending, update), (decisions, decide_s) in zip(frames, decided, strict=True):
+            item = pending.item
+            latency = {
+                "detect": 1e3 * pending.detect_s,
+                "embed": 1e3 * embed_s,
+                "decide": 1e3 * (track_s + decide_s),
+            }
+            if pending.reader.live:
+                total = 1e3 * (self.now() - item.time)
+                if not isinstance(item, MessageFrame) or 0 <= total <= MOST_LATENCY_MS:
+                    latency["total"] = total
+            self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
+            self._report(FrameOutcome(update, tuple(decisions), latency, pending.trace, item))
+            pending.reader.done(item)
 
     def _report(self, outcome: FrameOutcome) -> None:
         began = time.perf_counter()

@@ -352,9 +352,12 @@ class StageOpener:
     ) -> tuple[AnyPublisher, Erasure, PeopleEvents, CommandHandlers]:
         settings, stack = self.settings, self.stack
         outboxes: dict[str, Outbox] = {}
+        settle = (
+            gallery.file.log.settle
+        )  # whoever learns of a person finds the person, also after a power cut
         if settings.mqtt.broker is not None:
-            outboxes[OUTBOX_FILE] = stack.enter_context(make_outbox(settings, clock))
-        if (copies := open_copies(settings, clock)) is not None:
+            outboxes[OUTBOX_FILE] = stack.enter_context(make_outbox(settings, clock, settle=settle))
+        if (copies := open_copies(settings, clock, settle)) is not None:
             outboxes[COPIES_FILE] = stack.enter_context(copies).outbox
         erasure = make_erasure(
             settings, gallery, outboxes, sources, self._recorder, lambda: publisher.origin.recent

@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,11 @@ _TOPIC, _GAP = "identity", "gap"
 """Of the rows: copies, and notes of copies that were dropped."""
 
 
-def open_copies(settings: Settings, clock: Clock) -> Copies | None:
+def open_copies(settings: Settings, clock: Clock, settle: Callable[[], None] = lambda: None) -> Copies | None:
     """Return the copies of the section `metropolis`, not entered; None where there are none.
 
     Those that wait from an earlier run do not become older than `outbox.max_age_hours` either way.
-    Errors: see `copies_target` and `Outbox.__enter__`.
+    `settle`: see `Outbox`. Errors: see `copies_target` and `Outbox.__enter__`.
     """
     target = copies_target(settings)
     if target is None:
@@ -68,7 +69,7 @@ def open_copies(settings: Settings, clock: Clock) -> Copies | None:
             with make_outbox(settings, clock, COPIES_FILE) as left:
                 left.expire()
         return None
-    return Copies(make_outbox(settings, clock, COPIES_FILE), target, settings.metropolis.format)
+    return Copies(make_outbox(settings, clock, COPIES_FILE, settle), target, settings.metropolis.format)
 
 
 def copies_target(settings: Settings) -> Target | None:

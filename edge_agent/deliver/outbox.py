@@ -13,7 +13,7 @@ and changes the files.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ import structlog
 from edge_agent.core.clock import CLOCK_FILE, Clock
 from edge_agent.core.codec import encode
 from edge_agent.core.encryption import database_key
+from edge_agent.core.errors import StorageError
 from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import database_errors
 from edge_agent.deliver.damaged import indicates_damage, remove_damaged
@@ -61,14 +62,19 @@ class Depth:
     parked: int
 
 
-def make_outbox(settings: Settings, clock: Clock | None = None, name: str = OUTBOX_FILE) -> Outbox:
+def make_outbox(
+    settings: Settings,
+    clock: Clock | None = None,
+    name: str = OUTBOX_FILE,
+    settle: Callable[[], None] = lambda: None,
+) -> Outbox:
     """Return an outbox of the state folder, not open yet. ConfigError: `storage.key` is not a key.
 
-    `clock` is that of the state folder, opened here when it is None.
+    `clock` is that of the state folder, opened here when it is None; `settle`: see `Outbox`.
     """
     clock = clock or Clock.open(settings.state_dir / CLOCK_FILE)
     path, key = settings.state_dir / name, database_key(settings.storage)
-    return Outbox(path, settings.outbox, key=key, clock=clock)
+    return Outbox(path, settings.outbox, key=key, clock=clock, settle=settle)
 
 
 class Outbox:
@@ -82,6 +88,7 @@ class Outbox:
         key: 32 bytes; encrypts the file with SQLCipher (extra `encrypt`); see `edge_agent.core.encryption`.
         clock: ages the events. They are stored with its instants, so no wall clock makes them old. Those of
             another clock (an earlier version, a file that was copied here) count from the opening.
+        settle: called before events are given out to be sent; waits until what they state is on the disk.
     """
 
     def __init__(
@@ -91,8 +98,10 @@ class Outbox:
         *,
         key: bytes | None = None,
         clock: Clock | None = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.clock = clock or Clock()
+        self._settle = settle
         self._max_rows = settings.max_rows
         self._max_bytes = int(settings.max_megabytes * (1 << 20))
         self._max_age_s = settings.max_age_hours * 3600
@@ -275,6 +284,7 @@ class Outbox:
                 if len(found) < wanted:
                     break
             state.sending.update((row.seq, len(row.body)) for row in rows)
+        self._settled(rows)
         return rows
 
     def first_of(self, topic: str) -> Row | None:
@@ -288,7 +298,18 @@ class Outbox:
             row = next((Row(*values) for values in found if state.is_free(values[0])), None)
             if row is not None:
                 state.sending[row.seq] = len(row.body)
-            return row
+        self._settled([] if row is None else [row])
+        return row
+
+    def _settled(self, rows: Sequence[Row]) -> None:
+        """Wait until what rows state is on the disk; StorageError: they are not given out."""
+        if not rows:
+            return
+        try:
+            self._settle()
+        except StorageError:
+            self.release([row.seq for row in rows])
+            raise
 
     def release(self, seqs: Iterable[int] | None = None) -> None:
         """End the sending of these rows, of all by default: `pending` returns them again."""

@@ -269,7 +269,7 @@ class Sync:
         with self._gallery.file.changing(durable=False) as rows:
             rows.site.put_receipt(receipt, pending=True)
             store = rows.store
-        store.flush()  # not under the lock: it may take long
+        store.log.flush()  # not under the lock: it may take long
         await answered(self._store.confirm(mark, receipt))
         with self._gallery.file.changing(durable=False) as rows:
             rows.site.put_receipt(receipt, pending=False)

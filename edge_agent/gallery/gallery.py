@@ -132,8 +132,9 @@ class Gallery:
     def exclusive(self, *, together: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold the lock for many calls; changes by other processes are noticed afterwards.
 
-        With `together`, their changes are committed at once when the block ends: a kill before that undoes
-        them all. StorageError at the end: they are undone.
+        With `together`, their changes are committed at once when the outermost block ends: a kill before that
+        undoes them all. They survive a power cut after `file.log.settle`. StorageError at the end: they are
+        undone.
         """
         return self.file.exclusive(together=together)
 

@@ -7,7 +7,6 @@ overwritten with zeros (`secure_delete`).
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from edge_agent.core.sqlite import (
     savepoint,
     transaction,
 )
+from edge_agent.gallery.log import WriteAheadLog
 
 _APPLICATION = 0x45414731  # "EAG1": distinguishes a gallery from other SQLite files
 _LAYOUT = 2
@@ -252,6 +252,7 @@ class Store:
             damaged="move it away together with its -wal and -shm files, then restore the last export:"
             " edge-agent gallery import FILE",
         )
+        self.log = WriteAheadLog(self._description)
         self.where = self._description.name
         self.damage = self._description.damage
         with self._description.translated():
@@ -261,6 +262,8 @@ class Store:
             self._connection = connect(path, key=key, timeout_s=_BUSY_S, pragmas=_PRAGMAS)
             self._is_full: bool | None = None  # whether commits wait for the disk; not set yet
             self._together = False
+            self._to_settle = False
+            """Whether the transaction of `together` has durable changes."""
             try:
                 self._prepare(check=check)
             except BaseException:
@@ -269,6 +272,8 @@ class Store:
 
     def close(self) -> None:
         """Close the file; SQLite empties the write-ahead log when this was the last connection."""
+        with contextlib.suppress(StorageError):
+            self.log.settle()
         self._connection.close()
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -318,9 +323,12 @@ class Store:
     def together(self) -> Iterator[None]:
         """Commit all changes of the block at its end, at once; an exception undoes that of one change only.
 
-        All of them are durable if one is, except those before the first durable one. StorageError: they
-        could not be committed, and are undone.
+        The commit does not wait for the disk: those that are to be durable are so after `log.settle`. A block
+        inside another one is part of it. StorageError: they could not be committed, and are undone.
         """
+        if self._together:
+            yield
+            return
         self._together = True
         try:
             yield
@@ -328,16 +336,18 @@ class Store:
             self._together = False
             with self._description.translated():
                 end_transaction(self._connection)
+            if self._to_settle:
+                self._to_settle = False
+                self.log.committed()
 
     def _join(self, durable: bool) -> bool:
-        """Begin a transaction, unless there is one that is as durable; return whether one was begun."""
-        if self._connection.in_transaction:
-            if self._is_full or not durable:
-                return False
-            end_transaction(self._connection)  # SQLite does not change the level inside
-        self._synchronise(durable)
-        self._connection.execute("BEGIN IMMEDIATE")
-        return True
+        """Begin a transaction, unless there is one; return whether one was begun."""
+        began = not self._connection.in_transaction
+        if began:
+            self._synchronise(durable=False)
+            self._connection.execute("BEGIN IMMEDIATE")
+        self._to_settle = self._to_settle or durable
+        return began
 
     def _synchronise(self, durable: bool) -> None:
         """Choose whether commits wait for the disk."""
@@ -387,18 +397,6 @@ class Store:
                     return False
                 time.sleep(0.01)
         return True
-
-    def flush(self) -> None:
-        """Wait until the write-ahead log is on the disk; any thread may call it beside a change."""
-        if self.path is None:
-            return
-        log = self.path.with_name(self.path.name + "-wal")
-        with self._description.translated(), contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC)  # unlike the database, it has no locks
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
     def file_bytes(self) -> int:
         """Return the size on disk, with the write-ahead log; 0 in memory."""

@@ -26,6 +26,7 @@ from edge_agent.core.sqlite import MEMORY
 from edge_agent.core.text import visible
 from edge_agent.gallery.exemplars import View
 from edge_agent.gallery.index import ExemplarIndex, Views
+from edge_agent.gallery.log import WriteAheadLog
 from edge_agent.gallery.means import CameraMeans, Sums, Vectors, centred, direction, restored
 from edge_agent.gallery.rows import Policy, Rows
 from edge_agent.gallery.store import Store
@@ -91,6 +92,8 @@ class SyncedFile:
         """Changes when another process replaces `CAMERAS_FACT`."""
         self.apart_mark: Any = None
         """Changes when another process changes the pairs of `gallery.corrections`."""
+        self.log: WriteAheadLog
+        """Set by `open`."""
         self.is_centred = False
         """Whether the votes for the means of cameras are counted, see `centre`."""
         self._path = path
@@ -115,6 +118,7 @@ class SyncedFile:
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
         store = Store(self._path, key=self._key)
+        self.log = store.log
         self._open_rows = Rows(store, self.space.dimension, policy, self._clock)
         try:
             self._settle(self._open_rows, owner=owner)
@@ -224,10 +228,12 @@ class SyncedFile:
     def exclusive(self, *, together: bool = False) -> Iterator[None]:
         """Hold the lock for many calls; changes by other processes are noticed afterwards.
 
-        With `together`, all changes of the block are committed at its end, see `Store.together`.
-        StorageError: some are undone. The index then follows the file at the next call.
+        With `together`, all changes of the block are committed at its end, see `Store.together`; a block
+        inside another one is part of it. StorageError: some are undone. The index then follows the file at
+        the next call.
         """
         with self.reading() as rows:
+            outermost = together and not self._together
             self._exclusive += 1
             self._together = self._together or together
             try:
@@ -238,7 +244,7 @@ class SyncedFile:
                 raise
             finally:
                 self._exclusive -= 1
-                if together:
+                if outermost:
                     self._together = self._counted = False
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:

@@ -14,6 +14,7 @@ to be one person are joined (fuse). Each change is a `corrected` decision that n
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,13 @@ class Identifier:
         self._had_threshold = False
         self._waiting: list[Decision] = []
         """Decisions outside of frames; the next `update` returns them."""
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Commit the changes of several calls of `update` at once, at the end of the block.
+
+        Nothing of them may be published before that: a kill undoes them all.
+        """
+        return self._shared.gallery.exclusive(together=True)
 
     def update(self, update: TrackUpdate) -> list[Decision]:
         """Process one frame of one camera; return decisions in the order in which they were made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -139,6 +140,9 @@ class Notes:
     def update(self, update: TrackUpdate) -> list[Decision]:
         self.updates.append(update)
         return []
+
+    def at_once(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def replied(self) -> None:
         """Nobody is asked."""

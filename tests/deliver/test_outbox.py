@@ -21,6 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
+from edge_agent.core.delivery_settings import OutboxSettings
 from edge_agent.core.encryption import parse_key
 from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 from edge_agent.core.events import Event
@@ -94,6 +95,28 @@ def test_unacknowledged_rows_come_again_with_the_same_message(tmp_path: Path) ->
         assert again[0] == first[0]
     with outbox_at(tmp_path / "o.db") as outbox:
         assert [row.seq for row in outbox.pending(9)] == [1, 3, 5]
+
+
+def test_events_are_given_out_after_what_they_state_is_on_the_disk(tmp_path: Path) -> None:
+    settled: list[str] = []
+
+    def settle() -> None:
+        settled.append("tried")
+        if len(settled) == 1:
+            raise StorageError("the disk failed")
+
+    with Outbox(tmp_path / "outbox.db", OutboxSettings(), settle=settle) as outbox:
+        assert outbox.pending(5) == []
+        assert settled == []  # there was nothing to state
+        fill(outbox, 2)
+        with pytest.raises(StorageError, match="the disk failed"):
+            outbox.pending(5)
+        assert [row.seq for row in outbox.pending(5)] == [1, 2]
+        outbox.release()
+        row = outbox.first_of(TOPIC)
+        assert row is not None
+        assert row.seq == 1
+        assert len(settled) == 3
 
 
 def test_topics_can_be_passed_over_and_probed(tmp_path: Path) -> None:

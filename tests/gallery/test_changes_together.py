@@ -115,3 +115,49 @@ def test_what_was_decided_survives_a_kill(tmp_path: Path) -> None:
         present = gallery.present()
         assert set(numbers) <= present
         assert len(present) % 3 == 0  # all changes of a frame, or none
+
+
+def test_a_block_inside_another_is_committed_with_it(tmp_path: Path) -> None:
+    with opened(tmp_path / "g.db") as gallery, opened(tmp_path / "g.db") as other:
+        with gallery.exclusive(together=True):
+            numbers = set()
+            for seed in range(3):
+                with gallery.exclusive(together=True):
+                    numbers.add(add(gallery, seed))
+                assert other.present() == set()
+        assert other.present() == numbers
+
+
+def test_the_log_is_written_once_before_others_learn_of_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        written.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        if fail:
+            raise OSError(5, "Input/output error")
+
+    fail = False
+    monkeypatch.setattr("edge_agent.gallery.log.os.fsync", fsync)
+    with opened(tmp_path / "g.db") as gallery:
+        log = gallery.file.log
+        with gallery.exclusive(together=True):
+            number = add(gallery, 1)
+            log.settle()
+            assert written == []  # nothing is committed yet
+        log.settle()
+        log.settle()
+        assert written == ["g.db-wal"]
+        with gallery.exclusive(together=True):
+            gallery.touch(number, 2.0)  # a power cut may undo it
+        log.settle()
+        assert written == ["g.db-wal"]
+        with gallery.exclusive(together=True):
+            add(gallery, 2)
+        fail = True
+        with pytest.raises(StorageError, match=r"g\.db"):
+            log.settle()
+        fail = False
+        log.settle()
+        assert written == ["g.db-wal"] * 3
