@@ -136,6 +136,7 @@ class _NoNetwork:
     """An engine without a network, to measure only the host's work: the first pixel chooses the vector."""
 
     unit_length = True
+    shares_cores = False
     runs = failures = 0
     run_seconds = 0.0
 

@@ -229,8 +229,12 @@ class Embedder:
         return rows
 
     def _stream(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Yield the rows of each batch of `images`; the next batch is packed while one runs."""
+        """Yield the rows of each batch of `images`; the next batch is packed while one runs.
+
+        Not in batches of one on this machine's cores: the hand-over costs more than is gained.
+        """
         step = self.info.max_batch
+        at_once = self.engine.shares_cores and min(step, len(images)) == 1
         try:
             for start in range(0, len(images), step):
                 chunk = images[start : start + step]
@@ -238,8 +242,11 @@ class Embedder:
                     yield self.engine.collect()
                 for image, target in zip(chunk, self.engine.buffer(), strict=False):
                     self._profile.fit(image, target)
-                self.engine.submit(len(chunk))
                 self.counters.batches += 1
+                if at_once:
+                    yield self.engine.compute(1)
+                else:
+                    self.engine.submit(len(chunk))
             while self.engine.in_flight:
                 yield self.engine.collect()
         finally:

@@ -68,6 +68,9 @@ class Engine(ABC):
         on_problem: called with `problem` when it changes, on any thread.
     """
 
+    shares_cores = False
+    """Whether the network computes on this machine's cores, so that work of the caller beside it slows it."""
+
     def __init__(self, *, name: str, input_size: tuple[int, int], unit_length: bool, max_batch: int) -> None:
         if max_batch < 1:
             raise EngineError(f"max_batch must be at least 1, got {max_batch}")
@@ -181,6 +184,14 @@ class Engine(ABC):
         finally:
             self._flying.popleft()
             self._free.append(run.slot)
+
+    def compute(self, count: int) -> NDArray[np.float32]:
+        """Run the first `count` rows of the buffer and return their rows; nothing may be in flight.
+
+        For callers that have nothing else to do. Errors are those of `submit` and `collect`.
+        """
+        self.submit(count)
+        return self.collect()
 
     @abstractmethod
     def _load(self) -> None:

@@ -234,6 +234,17 @@ def test_an_embedding_without_length_is_refused(tmp_path):
 # --- rounds and batches ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("max_batch", "count"), [(1, 3), (4, 1)])
+def test_whole_pictures_in_batches_of_one(prepared, max_batch, count):
+    pictures = [picture(seed) for seed in range(count)]
+    with embedder(prepared) as stage:
+        wanted = stage.embed_images([*pictures, picture(9)])[:count]
+    with embedder(prepared, max_batch=max_batch) as stage:
+        batches = stage.counters.batches
+        np.testing.assert_allclose(stage.embed_images(pictures), wanted, atol=1e-6)
+        assert (stage.counters.batches - batches, stage.engine.in_flight) == (count, 0)
+
+
 def simulated(tmp_path, *, seconds_a_crop, max_batch=8):
     table = tmp_path / "engine.json"
     times = {str(count): 1e3 * seconds_a_crop * count for count in (1, 64)}

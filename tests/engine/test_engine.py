@@ -238,6 +238,33 @@ def test_a_slice_for_each_thread_is_enough(prepared, most, threads, enough):
     assert on_onnxruntime(prepared, max_batch=most, threads=threads).enough == enough
 
 
+@pytest.mark.parametrize("most", [1, 8])
+def test_one_picture_is_computed_by_the_thread_that_waits_for_it(prepared, monkeypatch, most):
+    computed: list[threading.Thread] = []
+
+    class Watched(onnxruntime.InferenceSession):
+        def run(self, names, inputs, options=None):
+            computed.append(threading.current_thread())
+            return super().run(names, inputs, options)
+
+    watch_sessions(monkeypatch, Watched)
+    with on_onnxruntime(prepared, max_batch=most, threads=2) as engine:
+        engine.buffer()[:1] = crops(1)
+        rows = engine.compute(1)
+        np.testing.assert_array_equal(rows, embed(engine, crops(1)))
+        assert (engine.runs, engine.in_flight, engine.run_seconds > 0) == (2, 0, True)
+    assert [thread is threading.current_thread() for thread in computed] == [True, False]
+
+
+def test_pictures_that_are_computed_at_once_have_the_rows_of_a_batch(opened, prepared):
+    with opened(prepared, max_batch=4) as engine:
+        engine.buffer()[:3] = crops(3)
+        rows = engine.compute(3)
+        np.testing.assert_allclose(rows, embed(engine, crops(3)), atol=1e-6)
+        with pytest.raises(EngineError, match="holds 1 to 4"):
+            engine.compute(5)
+
+
 def test_time_in_the_network_is_counted(opened, prepared):
     with opened(prepared, max_batch=2) as engine:
         assert (engine.runs, engine.run_seconds) == (0, 0.0)
