@@ -394,7 +394,7 @@ class Decision:
     known_by: str | None = None
 
 
-_ZERO, _LEAST_AREA = np.array(0.0, np.float32), np.array(1e-12, np.float32)
+_ZERO, _LEAST_AREA, _LEAST_WIDE_AREA = (np.array(value, np.float32) for value in (0.0, 1e-12, 1.0))
 """Arrays, since NumPy is faster with them than with numbers."""
 
 
@@ -411,6 +411,39 @@ def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.flo
     union -= overlap
     overlap /= np.maximum(union, _LEAST_AREA, out=union)  # boxes without area have no overlap
     return overlap
+
+
+def overlapping(
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    together: NDArray[np.bool_],
+    wider: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Return the places of the P pairs of `(N, 4)` and `(M, 4)` boxes that overlap, and their IoU `(P,)`.
+
+    In a crowd these are a tenth of all pairs. `together`, which `(N, M)` can be made of, are the pairs that
+    count. `wider` `(N, 2)` are pixels by which both boxes of a pair are wider on all sides, in x and y.
+    """
+    own, others = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+    sides = np.minimum(own[2:, :, None], others[2:, None])
+    sides -= np.maximum(own[:2, :, None], others[:2, None])
+    if wider is not None:
+        sides += 2 * wider.T[..., None]
+    near = np.minimum(sides[0], sides[1]) > _ZERO
+    near &= together
+    places = near.ravel().nonzero()[0]  # several times as fast as of two axes
+    rows, columns = np.divmod(places, len(b))
+    width, height = sides.reshape(2, -1)[:, places]
+    overlap: NDArray[np.float32] = width * height
+    if wider is None:
+        union, least = _area(own)[rows] + _area(others)[columns], _LEAST_AREA
+    else:
+        more = 2 * wider.T[:, rows]
+        size, other = (part[2:, at] - part[:2, at] + more for part, at in ((own, rows), (others, columns)))
+        union, least = size[0] * size[1] + other[0] * other[1], _LEAST_WIDE_AREA
+    union -= overlap
+    overlap /= np.maximum(union, least, out=union)
+    return rows, columns, overlap
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

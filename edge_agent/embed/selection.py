@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import Candidates, Load, iou_matrix
+from edge_agent.core.structures import Candidates, Load, overlapping
 
 if TYPE_CHECKING:
     from edge_agent.embed.capacity import CropBudget
@@ -191,47 +191,48 @@ class CropSelector:
     def _crops(self, frames: Sequence[Candidates]) -> _Crops:
         """Return all crops, in order."""
         counts = [len(frame.boxes) for frame in frames]
-        tracks: list[Track] = []
-        owners, certain = [], []
-        for frame in frames:
-            if frame.track_ids is None:
-                near = [
-                    track
-                    for track in self._tracks.present(frame.camera)
-                    if abs(frame.time - track.last.time) <= FRESH_S
-                ]
-                owner, sure = _nearest(frame.boxes, near)
-            else:
-                found = [None if n is None else self._tracks.find(frame.camera, n) for n in frame.track_ids]
-                near = [track for track in found if track is not None]
-                sure = np.array([track is not None for track in found], np.bool_)
-                owner = np.where(sure, np.cumsum(sure) - 1, -1)
-            owners.append(np.where(owner < 0, -1, owner + len(tracks)))
-            certain.append(sure)
-            tracks += near
-        return _Crops(
-            tracks,
-            np.repeat(np.arange(len(frames)), counts),
-            np.concatenate([np.arange(count) for count in counts]),
-            np.concatenate(owners),
-            np.concatenate(certain),
-            np.concatenate([np.ones(len(of.boxes)) if of.grades is None else of.grades for of in frames]),
-        )
+        near = [[] if frame.track_ids is not None else self._recent(frame) for frame in frames]
+        tracks = [track for of in near for track in of]
+        of_crop = np.repeat(range(len(frames)), counts)
+        of_track = np.repeat(range(len(frames)), [len(of) for of in near])
+        boxes = np.concatenate([frame.boxes for frame in frames])
+        owner, certain = _nearest(boxes, tracks, of_crop[:, None] == of_track)
+        starts = np.cumsum(counts) - counts
+        for start, frame in zip(starts.tolist(), frames, strict=True):
+            for row, number in enumerate(frame.track_ids or ()):
+                track = None if number is None else self._tracks.find(frame.camera, number)
+                if track is not None:
+                    owner[start + row], certain[start + row] = len(tracks), True
+                    tracks.append(track)
+        grades = [np.ones(len(of.boxes)) if of.grades is None else of.grades for of in frames]
+        rows = np.arange(len(boxes)) - starts[of_crop]
+        return _Crops(tracks, of_crop, rows, owner, certain, np.concatenate(grades))
+
+    def _recent(self, frame: Candidates) -> list[Track]:
+        """Return the tracks of its camera whose last box shows where the person is now."""
+        now = frame.time
+        present = self._tracks.present(frame.camera)
+        return [track for track in present if abs(now - track.last.time) <= FRESH_S]
 
 
 def _nearest(
-    boxes: NDArray[np.float32], tracks: Sequence[Track]
+    boxes: NDArray[np.float32], tracks: Sequence[Track], together: NDArray[np.bool_]
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Return for each box the track that it overlaps most, -1 for none, and whether it certainly is its."""
+    """Return for each box the track that it overlaps most, -1 for none, and whether it certainly is its.
+
+    `together` `(N, T)`: which boxes and tracks are of the same frame.
+    """
+    best, owner = np.zeros(len(boxes), np.float32), np.full(len(boxes), -1)
     if not tracks or not len(boxes):
-        return np.full(len(boxes), -1), np.zeros(len(boxes), np.bool_)
-    overlap = iou_matrix(boxes, np.array([track.last.box for track in tracks]))
+        return owner, best > 0
+    rows, columns, overlap = overlapping(boxes, np.array([track.last.box for track in tracks]), together)
     close = overlap >= OTHER_BOX
-    count = np.count_nonzero(close, axis=1)
-    best = overlap.argmax(axis=1)
-    alone = np.count_nonzero(close, axis=0)[best] == 1
-    certain = (count == 1) & alone & (overlap[np.arange(len(boxes)), best] >= SAME_BOX)
-    return np.where(count > 0, best, -1), certain
+    rows, columns, overlap = rows[close], columns[close], overlap[close]
+    np.maximum.at(best, rows, overlap)
+    most = (overlap == best[rows]).nonzero()[0][::-1]  # of several, the first is written last
+    owner[rows[most]] = columns[most]
+    of_box, of_track = np.bincount(rows, minlength=len(boxes)), np.bincount(columns, minlength=len(tracks))
+    return owner, (of_box == 1) & (of_track[owner] == 1) & (best >= SAME_BOX)
 
 
 def _times(frames: Sequence[Candidates]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import Detections, Embedded, ScoreLevels, iou_matrix
+from edge_agent.core.structures import Detections, Embedded, ScoreLevels, iou_matrix, overlapping
 from edge_agent.track import kalman
 from edge_agent.track.tracks import KNOWN, LAST_SEEN, Similarity, TrackTable, mixed
 
@@ -32,7 +32,7 @@ _FAST_S = 0.1
 _BORNE = 0.1
 """Error of an expected position that plain overlap bears, in heights."""
 _ONE = np.array(1.0)
-_ZERO_32, _ONE_32, _LEAST_AREA = (np.array(value, np.float32) for value in (0.0, 1.0, 1e-12))
+_ZERO_32, _ONE_32 = np.array(0.0, np.float32), np.array(1.0, np.float32)
 """Arrays, since NumPy is faster with them than with numbers; `_ONE` makes costs float64."""
 
 _NO_PAIR = 1e6
@@ -155,24 +155,11 @@ class JointUpdate:
         It is 1 - IoU, blended with the appearance. A slow camera sees people who moved by more than their
         width: there all boxes are wider by the track's `_reach` on all sides.
         """
-        more = None if self._reach is None else 2 * self._reach
-        own, others = self._expected.T[..., None], np.ascontiguousarray(self._boxes.T)[:, None]
-        sides = np.minimum(own[2:], others[2:])
-        sides -= np.maximum(own[:2], others[:2])
-        if more is not None:
-            sides += more.T[..., None]
-        near = np.minimum(sides[0], sides[1]) > _ZERO_32
-        near &= self._high
+        together = self._high
         if self._cameras is not None:
-            near &= self._cameras[0][:, None] == self._cameras[1]
-        rows, found = near.nonzero()
-        shared = sides[0][near] * sides[1][near]
-        size, other = self._expected[:, 2:] - self._expected[:, :2], self._boxes[:, 2:] - self._boxes[:, :2]
-        if more is None:
-            areas, least = _area(size)[rows] + _area(other)[found], _LEAST_AREA
-        else:
-            areas, least = _area(size[rows] + more[rows]) + _area(other[found] + more[rows]), _ONE_32
-        cost: NDArray[np.float64] = np.subtract(_ONE, shared / np.maximum(areas - shared, least))
+            together = (self._cameras[0][:, None] == self._cameras[1]) & together
+        rows, found, overlap = overlapping(self._expected, self._boxes, together, self._reach)
+        cost: NDArray[np.float64] = np.subtract(_ONE, overlap)
         if self._similarity.ready:
             self._blend(rows, found, cost)
         return rows, found, cost
@@ -252,11 +239,6 @@ def _reach(
     beyond = np.maximum(deviation - _BORNE * height, 0.0)
     reach: NDArray[np.float32] = np.where(np.greater(steps, _FAST_S), beyond, 0.0).astype(np.float32)
     return reach  # of each camera as if it were alone
-
-
-def _area(sides: NDArray[np.float32]) -> NDArray[np.float32]:
-    area: NDArray[np.float32] = sides[:, 0] * sides[:, 1]
-    return area
 
 
 def _weights(least: float, expected: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.float32]:
