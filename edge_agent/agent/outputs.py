@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_agent.agent.people_events import PeopleEvents
     from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.clock import Clock
-    from edge_agent.core.structures import Decision, EngineInfo
+    from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.gallery.erasure import Erasure
@@ -90,12 +90,13 @@ class OutcomeWriter:
         fused = False
         for decision in outcome.decisions:
             event = identity_event(
-                self._labelled(decision),
+                decision,
                 engine=self.engine,
                 device=self.device,
                 latency_ms=outcome.latency_ms,
                 detector=self.detector,
                 trace=outcome.trace,
+                label=self.clock.current,
             )
             self.publisher.publish(event)
             self.erasure.note(decision)
@@ -126,17 +127,6 @@ class OutcomeWriter:
         """Write the file of final identities, once all outcomes are written."""
         if self._mot_final is not None:
             self._mot_final.finish(self.identifier.number)
-
-    def _labelled(self, decision: Decision) -> Decision:
-        """Return the decision with the times of its frames as labels."""
-        label = self.clock.current
-        return replace(
-            decision,
-            time=label(decision.time),
-            first_seen=label(decision.first_seen),
-            last_seen=label(decision.last_seen),
-            since=None if decision.since is None else label(decision.since),
-        )
 
     def _log_first(self, what: str, camera: str) -> None:
         if what in self._not_yet:

@@ -10,11 +10,24 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
+from operator import attrgetter
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from edge_agent.core.commands import COMMAND_TYPES
 from edge_agent.core.errors import InputError
-from edge_agent.core.events import DATA_TYPES, NUMBERED, Event
+from edge_agent.core.events import DATA_TYPES, NUMBERED, DeviceSummary, EngineData, Event
 from edge_agent.core.fields import Time
 from edge_agent.core.text import encodable_json
 from edge_agent.core.timing import rfc3339
@@ -66,7 +79,11 @@ def to_wire(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: write(getattr(value, name)) for name, write in _writers(type(value))}
+        names, values, writers = _fields(type(value))
+        found = dict(zip(names, values(value), strict=True))
+        for name, write in writers:
+            found[name] = write(found[name])
+        return found
     if isinstance(value, Mapping):
         return {str(key): to_wire(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
@@ -74,11 +91,45 @@ def to_wire(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     raise TypeError(f"{type(value).__name__} cannot be encoded as JSON")
 
 
+class _Fields(NamedTuple):
+    """Names of the fields of a data class, what reads all of them, and what converts those that need it."""
+
+    names: tuple[str, ...]
+    values: Callable[[Any], tuple[Any, ...]]
+    writers: tuple[tuple[str, Callable[[Any], Any]], ...]
+
+
 @lru_cache
-def _writers(data_type: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:  # noqa: ANN401 - a dataclass
-    """Names of the fields of a data class, and the function that converts each."""
+def _fields(data_type: Any) -> _Fields:  # noqa: ANN401 - a dataclass
     hints = get_type_hints(data_type, include_extras=True)
-    return tuple((f.name, rfc3339 if hints[f.name] == Time else to_wire) for f in fields(data_type))
+    names = tuple(field.name for field in fields(data_type))
+    writers = ((name, _writer(hints[name])) for name in names)
+    several = attrgetter(*names) if len(names) > 1 else None
+    return _Fields(
+        names,
+        several or (lambda value: tuple(getattr(value, name) for name in names)),
+        tuple((name, write) for name, write in writers if write is not None),
+    )
+
+
+def _writer(hint: Any) -> Callable[[Any], Any] | None:  # noqa: ANN401 - a type
+    """Return what converts values of a type; None where they are JSON values already."""
+    if hint == Time:
+        return rfc3339
+    choices = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+    if all(one in _SCALARS or get_origin(one) is Literal for one in choices):
+        return None
+    return _written if hint in _REPEATED else to_wire
+
+
+_SCALARS = {str, int, float, bool, NoneType}
+_REPEATED = {EngineData, DeviceSummary}
+"""Classes whose values stay the same for many events."""
+
+
+@lru_cache(maxsize=16)
+def _written(value: Any) -> Any:  # noqa: ANN401 - a dataclass, and JSON
+    return to_wire(value)
 
 
 def decode(payload: bytes | str) -> Event:

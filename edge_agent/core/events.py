@@ -22,9 +22,9 @@ from __future__ import annotations
 import hashlib
 import types
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
 
 from edge_agent.core.alerts import AlertKind
@@ -69,6 +69,7 @@ class EngineData:
     device: str = about("Display name of the device that runs it.")
 
     @staticmethod
+    @lru_cache(maxsize=16)
     def of(engine: EngineInfo) -> EngineData:
         """Return the published part of an engine's description."""
         e = engine
@@ -348,13 +349,17 @@ def identity_event(
     latency_ms: Mapping[str, float],
     detector: str | None = None,
     trace: str | None = None,
+    label: Callable[[float], float] = float,
 ) -> Event:
-    """Make the event of a decision, with the id of the decision; `trace` as for `new_event`."""
+    """Make the event of a decision, with the id of the decision; `trace` as for `new_event`.
+
+    `label` converts the times of its frames.
+    """
     margin = None
     if decision.score is not None and decision.runner_up is not None:
         margin = decision.score - decision.runner_up
-    width, height = decision.size
-    x1, y1, x2, y2 = (float(value) for value in decision.box)
+    (width, height), time = decision.size, label(decision.time)
+    x1, y1, x2, y2 = decision.box.tolist()
     data = IdentityData(
         kind=decision.kind.value,
         camera=decision.camera,
@@ -375,10 +380,10 @@ def identity_event(
         bbox=(round(x1 / width, 5), round(y1 / height, 5), round(x2 / width, 5), round(y2 / height, 5)),
         frame=decision.frame,
         frame_size=(int(width), int(height)),
-        frame_time=decision.time,
-        first_seen=decision.first_seen,
-        last_seen=decision.last_seen,
-        since=decision.since,
+        frame_time=time,
+        first_seen=label(decision.first_seen),
+        last_seen=label(decision.last_seen),
+        since=None if decision.since is None else label(decision.since),
         origin=decision.origin,
         known_by=decision.known_by,
         corrects=decision.corrects,
@@ -391,9 +396,7 @@ def identity_event(
         latency_ms={stage: round(float(spent), 2) for stage, spent in latency_ms.items()},
         device=device,
     )
-    return new_event(
-        "identity", data, detail=data.kind, time=decision.time, event_id=decision.id, trace=trace
-    )
+    return new_event("identity", data, detail=data.kind, time=time, event_id=decision.id, trace=trace)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 LATEST_TIME = 1e11
@@ -15,6 +16,7 @@ _FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
 """The times that `rfc3339` can write."""
 
 
+@lru_cache(maxsize=256)
 def rfc3339(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC with milliseconds: `2024-05-01T10:00:00.000Z`."""
     moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)

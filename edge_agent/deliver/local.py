@@ -139,7 +139,10 @@ class Origin:
         data = event.data
         if hasattr(data, "time_uncertain") and self.clock.uncertain:
             data = replace(data, time_uncertain=True)
-        return replace(event, source=self.topics.root, session=self._session, data=data)
+        return Event(
+            event.id, event.type, event.time, data, self.topics.root, self._session,
+            traceparent=event.traceparent,
+        )  # fmt: skip
 
     def message(self, kind: str, data: object) -> bytes:
         """Return the message of a new event without number."""
@@ -232,7 +235,7 @@ class LocalPublisher:
         with origin.lock:
             self._published += 1
             seq = self._published
-            message = encode(replace(stamped, seq=None))
+            message = encode(stamped)
             origin.copy(stamped, message, seq)
             origin.record(seq, numbered(message, seq), stamped)
             return seq

@@ -156,7 +156,7 @@ class Publisher:
         """
         stamped = self.origin.stamp(event)
         topic = self._topics.of(stamped)
-        message = encode(replace(stamped, seq=None))
+        message = encode(stamped)
         with self.origin.lock:  # the events file has the events in the order of their numbers, too
             self._pump.counters.published += 1
             self.origin.copy(stamped, message, self._outbox.last_number + 1)

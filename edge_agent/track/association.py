@@ -9,7 +9,7 @@ track, whatever its overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +94,10 @@ class CameraFrame:
     levels: ScoreLevels
     detections: Detections
     embedded: Embedded
+    confirmed: list[bool] = field(default_factory=list)
+    """Which tracks are reported, once they are corrected."""
+    lost: bool = False
+    """Whether any of them was not seen for too long, likewise."""
 
 
 class JointUpdate:
@@ -109,7 +113,7 @@ class JointUpdate:
         self._frames = frames
         self._settings = settings
         self._similarity = similarity
-        counts = [len(frame.tracks) for frame in frames]
+        self._counts = counts = [len(frame.tracks) for frame in frames]
         found = [len(frame.detections) for frame in frames]
         self._track_rows, self._found_rows = _spans(counts), _spans(found)
         self._states = _join([frame.tracks.states for frame in frames], axis=1)
@@ -215,11 +219,17 @@ class JointUpdate:
         hits[rows] += 1
         shown = self._present[found].nonzero()[0]
         if len(shown):
-            there, now = np.array(rows)[shown], self._vectors[np.array(found)[shown]]
-            self._appearance[there] = mixed(self._appearance[there], now, known[there])
+            there, now = np.array(rows)[shown], self._vectors.take(np.array(found)[shown], axis=0)
+            self._appearance[there] = mixed(self._appearance.take(there, axis=0), now, known[there])
             known[there] = 1
-        if len(self._frames) > 1:  # else they were changed in place
-            for frame, at in zip(self._frames, self._track_rows, strict=True):
+        confirmed = hits >= self._settings.confirm_hits
+        times = _repeated([frame.time for frame in self._frames], self._counts)
+        lost = times - last_seen > np.where(confirmed, self._settings.lost_s, 0.0)
+        any_lost, every = bool(np.count_nonzero(lost)), confirmed.tolist()
+        for frame, at in zip(self._frames, self._track_rows, strict=True):
+            frame.confirmed = every[at]
+            frame.lost = any_lost and bool(np.count_nonzero(lost[at]))
+            if len(self._frames) > 1:  # else they were changed in place
                 frame.tracks.states[:] = self._states[:, at]
                 frame.tracks.facts[:] = self._facts[:, at]
                 frame.tracks.appearance(self._appearance.shape[1])[:] = self._appearance[at]

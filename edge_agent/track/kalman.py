@@ -71,16 +71,14 @@ def correct(states: States, rows: Sequence[int], boxes: Boxes) -> None:
     """Correct N of the states `(5, T, 4)`, those at `rows`, by measured boxes `(N, 4)` xyxy, in place."""
     every = rows == list(range(states.shape[1]))
     chosen = states if every else states.take(rows, axis=1)
-    position, velocity, variance, covariance, velocity_variance = chosen
+    # Of each axis both at a time: position and velocity, and what couples them to the measured position.
+    moving, coupled = chosen[: VELOCITY + 1], chosen[VARIANCE : COVARIANCE + 1]
     measured = boxes @ _FROM_CORNERS
-    total = np.square(_MEASURED * np.maximum(measured[:, 3:], _ONE)) + variance
-    measured -= position
-    gain, velocity_gain = variance / total, covariance / total
-    position += gain * measured
-    velocity += velocity_gain * measured
-    velocity_variance -= velocity_gain * covariance
-    rest = _ONE - gain
-    variance *= rest
-    covariance *= rest
+    total = np.square(_MEASURED * np.maximum(measured[:, 3:], _ONE)) + chosen[VARIANCE]
+    measured -= chosen[POSITION]
+    gains = coupled / total
+    moving += gains * measured
+    chosen[VELOCITY_VARIANCE] -= gains[1] * chosen[COVARIANCE]
+    coupled *= _ONE - gains[0]
     if not every:
         states[:, rows] = chosen

@@ -134,10 +134,10 @@ class Tracker:
 
     def end_frame(self, frame: int, size: tuple[int, int], given: CameraFrame, pairs: Pairs) -> TrackUpdate:
         """Report what was seen, end and start tracks."""
-        rows, found = pairs
+        _, found = pairs
         seen = self._observations(frame, given, pairs)
         ended = given.ended
-        if len(rows) < len(self._tracks):
+        if given.lost:
             ended += self._end_lost(given.time)
         if len(found) < len(given.detections):
             self._start(given, found)
@@ -149,7 +149,7 @@ class Tracker:
         return confirmed
 
     def _observations(self, frame: int, given: CameraFrame, pairs: Pairs) -> tuple[TrackObservation, ...]:
-        ids, confirmed = self._tracks.ids, self._confirmed
+        ids, confirmed = self._tracks.ids, given.confirmed
         boxes, vectors = list(given.detections.boxes), given.embedded.vectors
         scores, quality = given.detections.scores.tolist(), given.embedded.quality.tolist()
         present = given.embedded.present.tolist()
@@ -167,8 +167,6 @@ class Tracker:
         """Drop tracks that were not seen for too long, unconfirmed ones after the first miss."""
         tracks, confirmed = self._tracks, self._tracks.confirmed(self.settings.confirm_hits)
         kept = time - tracks.facts[LAST_SEEN] <= np.where(confirmed, self.settings.lost_s, 0.0)
-        if np.count_nonzero(kept) == len(tracks):
-            return ()
         ended = tuple(compress(tracks.ids, (confirmed & ~kept).tolist()))
         tracks.keep(np.flatnonzero(kept).tolist())
         return ended
