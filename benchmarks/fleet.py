@@ -319,8 +319,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"{result['queries']} questions one after another, {result['different']} different ones, each"
-        f" {result['index_scans']:.2g} searches of the index with `ef_search` {result['ef_search']}. Of the five"
-        f" best people by all products {100 * result['recall']:.1f} % are found,"
+        f" {result['index_scans']:.2g} searches of the index with `ef_search` {result['ef_search']}."
+        f" Of the five best people by all products {100 * result['recall']:.1f} % are found,"
         f" and {100 * result['same_best']:.1f} % of the best.",
     ]
     return "\n".join(lines)

@@ -212,6 +212,19 @@ def test_too_many_connections(site: Site) -> None:
         run(work())
 
 
+def test_a_pooler_without_prepared_statements(site: Site) -> None:
+    async def work() -> None:
+        link = Link(site.login("a"))
+        await link.connect(10)
+        await link.read(lambda one: one.fetchval("SELECT 1"))
+        await link.read(lambda one: one.execute("DEALLOCATE ALL"))  # as in another server process
+        with pytest.raises(StoreRefused, match="max_prepared_statements"):
+            await link.read(lambda one: one.fetchval("SELECT 1"))
+        await link.close()
+
+    run(work())
+
+
 def test_an_administrator_ends_the_connection(site: Site) -> None:
     store = site.store("a")
 

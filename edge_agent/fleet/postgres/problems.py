@@ -35,6 +35,11 @@ _DOWN = {
 """SQLSTATE or its class: what passes, or what the administrator of the server mends."""
 
 _REFUSED = {
+    **dict.fromkeys(
+        ("26000", "42P05"),
+        "a connection pooler before it does not keep prepared statements: use PgBouncer 1.21 or later with"
+        " max_prepared_statements",
+    ),
     "28P01": "the password of the role is wrong: write the right one to the credential file fleet__password",
     "28000": "it does not admit this role from here: it left the fleet, its certificate is not that of the"
     " role, or pg_hba.conf has no line for it",
