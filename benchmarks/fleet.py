@@ -318,8 +318,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {about[name]} | {row['p50_ms']:.1f} ms | {row['p95_ms']:.1f} ms | {over} |")
     lines += [
         "",
-        f"{result['queries']} questions one after another, {result['different']} different ones, each"
-        f" {result['index_scans']:.2g} searches of the index with `ef_search` {result['ef_search']}."
+        f"{result['queries']} questions one after another, {result['different']} different ones, with"
+        f" {result['index_scans']:.2f} searches of the index each and `ef_search` {result['ef_search']}."
         f" Of the five best people by all products {100 * result['recall']:.1f} % are found,"
         f" and {100 * result['same_best']:.1f} % of the best.",
     ]
