@@ -134,6 +134,8 @@ class Applier:
             if not self._fits(rows, person, page.now, fresh):
                 return
             number = self._insert(rows, person, page.now)
+        elif rows.identity(number).id != person.id:
+            rows.fleet.note_content(number)  # one person here: unsent, or the site was restored
         self._update(rows, number, person, page.now)
 
     def _follow(self, rows: Rows, person: SitePerson, root: SitePerson | None, now: float) -> None:
@@ -233,6 +235,8 @@ class Applier:
             rows.update(number, "seen = ?, last_seen = max(last_seen, ?)", seen, last_seen)
         if person.kind == "enrolled" != here.kind:
             rows.update(number, "kind = 'enrolled'")
+        elif person.kind != "enrolled" == here.kind and unsent is None:
+            rows.fleet.note_content(number)  # the site was restored
         if here.ttl_s != person.ttl_s and (unsent is None or not unsent.ttl):
             rows.update(number, "ttl = ?", person.ttl_s)
         if here.name != person.name and (unsent is None or not unsent.name):
@@ -330,6 +334,7 @@ class Applier:
             rows.site.put_mark(page.upto)
             copied = complete and rows.site.copy is not None
             if copied:
+                rows.fleet.note_unknown()
                 rows.site.end_copy()
         if copied:
             with self.gallery.file.reading() as rows:

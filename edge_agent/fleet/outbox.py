@@ -6,7 +6,10 @@ that it has them, so a kill at any time, or a store that lost the last change, o
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -69,11 +72,12 @@ class Outbox:
         """Add at most `most` changed people with numbers above `after`; return the last, None: no more."""
         with self._gallery.file.reading() as rows:
             changes = rows.fleet.changes(after, min(STEP, most))
-            for change in changes:
-                person, seen = _person(rows, change)
+            if not changes:
+                return None
+            for change, person, seen in _people(rows, changes):
                 parcel.people.append(person)
                 parcel.noted.append((change.number, change.count, seen))
-        return changes[-1].number if changes else None
+        return changes[-1].number
 
     def read_others(self, parcel: Parcel, most: int) -> None:
         """Add erased people, pairs of people who are two, and means that changed."""
@@ -114,37 +118,59 @@ class Outbox:
                 rows.site.put_mean(mean.camera, mean.epoch, mean.people, mean.total)
 
 
-def _person(rows: Rows, change: Change) -> tuple[PersonChange, float | None]:
-    """Return the state of a person, and the instant of the latest sighting."""
-    person = rows.identity(change.number)
-    number = person.number
-    last_age_s = rows.age_s(number) or 0.0
-    since_s = max(0.0, person.last_seen - person.created)
-    if (span_s := rows.ages.span()) is not None:
-        since_s = min(since_s, max(0.0, span_s - last_age_s))
-    sent = PersonChange(
-        id=person.id,
-        former=rows.former_ids(number),
-        kind=person.kind,
-        name=Setting(person.name) if change.name else None,
-        ttl_s=Setting(person.ttl_s) if change.ttl else None,
-        first_age_s=last_age_s + since_s,
-        last_age_s=last_age_s,
-        camera=rows.exemplars.latest_camera(number),
-        exemplars=_exemplars(rows, number) if change.content else None,
-    )
-    return sent, rows.ages.stored(number)
+def _people(rows: Rows, changes: Sequence[Change]) -> Iterator[tuple[Change, PersonChange, float | None]]:
+    """Yield the state of changed people, and the instant of their latest sighting; few statements for all."""
+    numbers = [change.number for change in changes]
+    marks = ",".join("?" * len(numbers))
+    people = {
+        number: one
+        for number, *one in rows.store.rows(
+            "SELECT number, id, kind, name, ttl, created, last_seen, seen FROM identity"  # noqa: S608
+            f" WHERE number IN ({marks})",
+            numbers,
+        )
+    }
+    former = defaultdict(list)
+    for number, former_id in rows.store.rows(
+        f"SELECT number, id FROM former WHERE number IN ({marks}) ORDER BY id",  # noqa: S608
+        numbers,
+    ):
+        former[number].append(former_id)
+    cameras, span_s = rows.exemplars.latest_cameras(numbers), rows.ages.span()
+    shared = _exemplars(rows, [change.number for change in changes if change.content])
+    for change in changes:
+        id_, kind, name, ttl_s, created, last_seen, seen = people[change.number]
+        last_age_s, since_s = rows.ages.of(seen) or 0.0, max(0.0, last_seen - created)
+        if span_s is not None:
+            since_s = min(since_s, max(0.0, span_s - last_age_s))
+        sent = PersonChange(
+            id=id_,
+            former=tuple(former[change.number]),
+            kind=kind,
+            name=Setting(name) if change.name else None,
+            ttl_s=Setting(ttl_s) if change.ttl else None,
+            first_age_s=last_age_s + since_s,
+            last_age_s=last_age_s,
+            camera=cameras.get(change.number, ""),
+            exemplars=shared[change.number] if change.content else None,
+        )
+        yield change, sent, seen
 
 
-def _exemplars(rows: Rows, number: int) -> tuple[SharedExemplar, ...]:
-    """Return the exemplars of this device that it shares: the most diverse of good quality."""
-    own = rows.exemplars.own(number)
-    vectors, qualities = rows.exemplars.unpacked([row[0] for row in own]), grades([row[1] for row in own])
-    kept = diverse_rows(vectors, qualities, MOST_SHARED)
-    return tuple(
-        SharedExemplar(own[place][2], own[place][3], float(qualities[place]), vectors[place])
-        for place in kept.tolist()
-    )
+def _exemplars(rows: Rows, numbers: Sequence[int]) -> dict[int, tuple[SharedExemplar, ...]]:
+    """Return the exemplars of this device that it shares of people: the most diverse of good quality."""
+    own = rows.exemplars.own_of(numbers)
+    vectors = rows.exemplars.unpacked([row[1] for row in own])
+    qualities = grades([row[2] for row in own])
+    shared: dict[int, tuple[SharedExemplar, ...]] = dict.fromkeys(numbers, ())
+    for number, places in groupby(range(len(own)), lambda place: own[place][0]):
+        theirs = list(places)
+        kept = diverse_rows(vectors[theirs], qualities[theirs], MOST_SHARED)
+        shared[number] = tuple(
+            SharedExemplar(own[place][3], own[place][4], float(qualities[place]), vectors[place])
+            for place in (theirs[each] for each in kept.tolist())
+        )
+    return shared
 
 
 def _has_changed(before: CameraMean | None, now: CameraMean) -> bool:

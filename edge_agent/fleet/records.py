@@ -119,12 +119,15 @@ class PushResult:
         forgotten: ids of people in the push who are erased at the site: the device erases them.
         renamed: names that the site gave instead, by id, since another person has the wanted one.
         kept: ids in the push that expired on the device, but not at the site: others saw the person later.
+        exact: the device had applied the whole site, and the site now has what the device has: there is
+            nothing new for it in the pages up to `version`.
     """
 
     version: int
     forgotten: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class Changed:
         means: new or changed ones.
         conflicts: pairs of roots with two names that should be joined.
         merged: number of pairs that `join` made one.
+        digests: `digest` of `contributions`, by id.
     """
 
     version: int
@@ -103,6 +104,7 @@ class Changed:
     means: tuple[CameraMean, ...] = ()
     conflicts: tuple[tuple[str, str], ...] = ()
     merged: int = 0
+    digests: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def named_ids(push: Push) -> set[str]:
@@ -129,7 +131,7 @@ def digest(exemplars: Sequence[SharedExemplar]) -> bytes:
     found = hashlib.sha256()
     for one in exemplars:
         found.update(repr((one.camera, one.epoch, float(one.quality), len(one.vector))).encode())
-        found.update(np.ascontiguousarray(one.vector, "<f4").tobytes())
+        found.update(one.vector.astype("<f4", copy=False).tobytes())
     return found.digest()
 
 
@@ -160,6 +162,7 @@ class Merging:
         self._names = {one.name: one.id for one in held.people.values() if one.name is not None}
         self._names |= held.names
         self._contributions: dict[str, tuple[SharedExemplar, ...]] = {}
+        self._digests: dict[str, bytes] = {}
         self._apart: dict[tuple[str, str], str] = {}
         self._means: list[CameraMean] = []
         self._conflicts: list[tuple[str, str]] = []
@@ -167,8 +170,8 @@ class Merging:
 
     # ---- what changes
 
-    def push(self, push: Push) -> PushResult:
-        """Merge the changes of a device."""
+    def push(self, push: Push, mark: int) -> PushResult:
+        """Merge the changes of a device that has applied everything up to `mark`."""
         for person in push.people:
             self._know(person.id)
         for id_, reason in push.forgotten:
@@ -187,7 +190,19 @@ class Merging:
             self._set_mean(mean)
         erased = [one.id for one in push.people if self._people[one.id].forgotten is not None]
         kept = [id_ for id_, _ in push.forgotten if self._people[id_].forgotten is None]
-        return PushResult(self._next_version(), tuple(erased), renamed, tuple(kept))
+        exact = mark == self._version and not (push.forgotten or erased or renamed) and self._is_exact(push)
+        return PushResult(self._next_version(), tuple(erased), renamed, tuple(kept), exact)
+
+    def _is_exact(self, push: Push) -> bool:
+        """Return whether the site has of all people what the device has, which had the whole site before."""
+        before = self._held.people
+        return all(
+            self._people[change.id].root == change.id
+            and self._people[change.id].kind == change.kind
+            and self._members[change.id] == {change.id, *change.former}
+            and all(before[id_].root == change.id for id_ in self._members[change.id] if id_ in before)
+            for change in push.people
+        )
 
     def join(self, pairs: Iterable[Pair]) -> None:
         """Make pairs of ids one person each, where nothing forbids it, in the order of the ids."""
@@ -231,6 +246,7 @@ class Merging:
             tuple(self._means),
             tuple(self._conflicts),
             self._merged,
+            self._digests,
         )
 
     def _changed_people(self) -> list[SitePerson]:
@@ -241,7 +257,8 @@ class Merging:
         return {
             id_: found
             for id_, found in self._contributions.items()
-            if self._people[id_].forgotten is None and digest(found) != self._held.digests.get(id_, _NOTHING)
+            if self._people[id_].forgotten is None
+            and self._digests[id_] != self._held.digests.get(id_, _NOTHING)
         }
 
     def _new_pairs(self) -> dict[tuple[str, str], str]:
@@ -348,8 +365,8 @@ class Merging:
         kind: Kind = "enrolled" if "enrolled" in {person.kind, change.kind} else "auto"
         self._put(replace(person, first_seen=min(first, person.first_seen), kind=kind))
         if change.exemplars is not None:
-            self._contributions |= dict.fromkeys(change.former, ())
-            self._contributions[change.id] = change.exemplars
+            for id_, found in (*((id_, ()) for id_ in change.former), (change.id, change.exemplars)):
+                self._contributions[id_], self._digests[id_] = found, digest(found)
 
     def _release(self, id_: str) -> None:
         """Free the name of a person who gets another one: people may exchange theirs in one push."""

@@ -164,7 +164,7 @@ class Sync:
     def disconnected(self) -> None:
         """Greet the store again at the next step."""
         self.welcome = None
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, RuntimeError):  # the gallery may be closed, at the end
             self.waiting = self.pending()
 
     # ---- from the site
@@ -227,17 +227,23 @@ class Sync:
             return False
         # Noted before: the answer may be lost, and the person erased at the site.
         with self._gallery.file.changing(durable=False) as rows:
-            for number, _, _ in parcel.noted:
-                rows.fleet.offer(number)
-        parcel.result = await answered(self._store.push(parcel.push, self.mark))
-        self._take_answer(parcel, parcel.result)
+            rows.fleet.offer([number for number, _, _ in parcel.noted])
+        mark = self.mark
+        parcel.result = await answered(self._store.push(parcel.push, mark))
+        self._take_answer(parcel, parcel.result, mark)
         await self._confirm(force=True)
         self._outbox.confirmed(parcel)
         self.sent += len(parcel.people)
         return MOST_CHANGES in {len(parcel.people), len(parcel.erased), len(parcel.pairs)}
 
-    def _take_answer(self, parcel: Parcel, result: PushResult) -> None:
-        """Erase whom the site erased, and take over the names that it gave."""
+    def _take_answer(self, parcel: Parcel, result: PushResult, mark: int) -> None:
+        """Erase whom the site erased, and take over the names that it gave; or note that all is the same."""
+        if result.exact:
+            with self._gallery.file.changing(durable=False) as rows:
+                if rows.site.copy is None and rows.site.mark == mark:
+                    rows.site.put_mark(result.version)
+                    self.version = self.applied = result.version
+            return
         if not (result.forgotten or result.renamed or result.kept):
             return
         counts = {person.id: noted for person, noted in zip(parcel.people, parcel.noted, strict=True)}

@@ -117,10 +117,15 @@ class Exemplars:
 
     def own(self, number: int) -> list[tuple[bytes, float, str, int]]:
         """Return vector, quality, camera and epoch of the exemplars of this device, oldest first."""
+        return [row[1:] for row in self.own_of([number])]
+
+    def own_of(self, numbers: Sequence[int]) -> list[tuple[int, bytes, float, str, int]]:
+        """Return the same of some people, each with the number of its person first, by number."""
+        marks = ",".join("?" * len(numbers))
         return self._store.rows(
-            f"SELECT vector, quality, camera, epoch FROM exemplar WHERE number = ? AND NOT {FOREIGN}"  # noqa: S608
-            " ORDER BY row",
-            (number,),
+            "SELECT number, vector, quality, camera, epoch FROM exemplar"  # noqa: S608 - constants
+            f" WHERE number IN ({marks}) AND NOT {FOREIGN} ORDER BY number, row",
+            numbers,
         )
 
     def has_seen(self, number: int) -> bool:
@@ -136,13 +141,14 @@ class Exemplars:
         query = "SELECT camera FROM exemplar WHERE number = ? AND origin = ? LIMIT 1"
         return owned_by(self._store.value(query, (number, origin)) or "")
 
-    def latest_camera(self, number: int) -> str:
-        """Return the camera of the latest exemplar of this device; "" where there is none."""
+    def latest_cameras(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Return the camera of the latest exemplar of this device, of those people who have one."""
+        marks = ",".join("?" * len(numbers))
         query = (
-            f"SELECT camera FROM exemplar WHERE number = ? AND NOT {FOREIGN}"  # noqa: S608 - constants
-            " ORDER BY time DESC, row DESC LIMIT 1"
+            f"SELECT number, camera FROM exemplar WHERE number IN ({marks}) AND NOT {FOREIGN}"  # noqa: S608
+            " ORDER BY time, row"
         )
-        return self._store.value(query, (number,)) or ""
+        return dict(self._store.rows(query, numbers))
 
     def replace_origin(self, number: int, origin: str, vectors: Vectors, sources: Sequence[Source]) -> bool:
         """Put these exemplars in the place of those of one origin; False: they are the same.

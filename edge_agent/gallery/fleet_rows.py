@@ -61,6 +61,12 @@ _TRIGGERS = {
 """Events, conditions and statements of the triggers, by name."""
 
 
+_SHARE = (
+    "INSERT INTO fleet_shared SELECT number, coalesce(?, seen, 0.0) FROM identity WHERE number = ?"
+    " ON CONFLICT (number) DO UPDATE SET seen = max(seen, excluded.seen)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """A noted change of a person; `count` is another one after each change."""
@@ -189,6 +195,22 @@ class FleetRows:
         self._store.run("INSERT OR IGNORE INTO fleet_apart_change SELECT first, second FROM apart")
         self._store.run("INSERT OR IGNORE INTO fleet_erased SELECT id, reason FROM fleet_tombstone")
 
+    def note_unknown(self) -> None:
+        """Note people and pairs that are not in a full copy that is complete.
+
+        The site was restored from an older copy if it ever had them; who made them may not know
+        them any more.
+        """
+        self._store.run(
+            "INSERT OR IGNORE INTO fleet_change SELECT number, random(), name IS NOT NULL, ttl IS NOT NULL, 1"
+            " FROM identity WHERE id NOT IN (SELECT key FROM fleet_copied)"
+        )
+        self._store.run(
+            "INSERT OR IGNORE INTO fleet_change SELECT DISTINCT number, random(), 0, 0, 1 FROM former"
+            " WHERE id NOT IN (SELECT key FROM fleet_copied)"
+        )
+        self._store.run("INSERT OR IGNORE INTO fleet_apart_change SELECT first, second FROM apart")
+
     def changes(self, after: int, most: int) -> list[Change]:
         """Return changes of people with numbers above `after`, by number."""
         found = self._store.rows(
@@ -215,27 +237,26 @@ class FleetRows:
         """Note that what this device has of a person is to be sent again."""
         self.put_change(number, Change(number, 0, name=False, ttl=False, content=True))
 
-    def sent(self, changes: Iterable[tuple[int, int, float | None]]) -> None:
+    def sent(self, changes: Sequence[tuple[int, int, float | None]]) -> None:
         """Remove the notes of changes that the site has: numbers, counts, and instants of the sightings."""
-        for number, count, seen in changes:
-            self._store.run("DELETE FROM fleet_change WHERE number = ? AND count = ?", (number, count))
-            self.share(number, seen)
+        self._store.run_many(
+            "DELETE FROM fleet_change WHERE number = ? AND count = ?",
+            [(number, count) for number, count, _ in changes],
+        )
+        self._store.run_many(_SHARE, [(seen, number) for number, _, seen in changes])
 
     def share(self, number: int, seen: float | None) -> None:
         """Note that the site has a person, seen at an instant."""
-        self._store.run(
-            "INSERT INTO fleet_shared SELECT number, coalesce(?, seen, 0.0) FROM identity WHERE number = ?"
-            " ON CONFLICT (number) DO UPDATE SET seen = max(seen, excluded.seen)",
-            (seen, number),
-        )
-        self.offer(number)
+        self._store.run(_SHARE, (seen, number))
+        self.offer([number])
 
-    def offer(self, number: int) -> None:
-        """Note that the site may have all ids of a person, from now on."""
+    def offer(self, numbers: Sequence[int]) -> None:
+        """Note that the site may have all ids of some people, from now on."""
+        marks = ",".join("?" * len(numbers))
         self._store.run(
-            "INSERT OR IGNORE INTO fleet_known SELECT id, number FROM identity WHERE number = ?"
-            " UNION ALL SELECT id, number FROM former WHERE number = ?",
-            (number, number),
+            f"INSERT OR IGNORE INTO fleet_known SELECT id, number FROM identity WHERE number IN ({marks})"  # noqa: S608
+            f" UNION ALL SELECT id, number FROM former WHERE number IN ({marks})",
+            (*numbers, *numbers),
         )
 
     def gone(self) -> list[str]:

@@ -58,10 +58,25 @@ class HistoryStore(MemoryStore):
         return await super().hello(mark, receipts)
 
 
+class HistorySite(MemorySite):
+    """A site of `HistoryStore`s."""
+
+    def store(self, device: str) -> HistoryStore:
+        return HistoryStore(self, device)
+
+    def give_lease(self, device: str) -> None:
+        self.content.leases["reconcile"] = device, self.now + 60
+
+
+def new_site() -> HistorySite:
+    """Return the empty site of a history."""
+    return HistorySite(dimension=DIMENSION, space="s", retention=Retention(TTL_S, ENROLLED_TTL_S))
+
+
 class Device:
     """A device with its gallery file, its clock, and its exchange."""
 
-    def __init__(self, name: str, folder: Path, site: MemorySite) -> None:
+    def __init__(self, name: str, folder: Path, site: HistorySite) -> None:
         self.name = name
         self.folder = folder
         self.site = site
@@ -69,7 +84,7 @@ class Device:
         self.saw_reboot = False
         self.copy: Path | None = None
         self.copied_at = -1
-        self.store = HistoryStore(site, name)
+        self.store = site.store(name)
         self.task: Coroutine[Any, Any, None] | None = None
         folder.mkdir()
         self.open()
@@ -83,7 +98,7 @@ class Device:
             self.folder / "gallery.db", settings, space="s", dimension=DIMENSION, owner=True, clock=self.clock
         ).__enter__()
         self.gallery.cameras.start()
-        self.store = HistoryStore(self.site, self.name)
+        self.store = self.site.store(self.name)
         self.sync = Sync(self.gallery, self.store, self.name)
 
     def close(self) -> None:
@@ -215,9 +230,16 @@ class Site:
             self.gone |= first.ids
         return first
 
+    def next_turn(self) -> int:
+        self.turn += 1
+        return self.turn
+
+    def root(self, group: Group) -> str:
+        """Return the id that the site learnt of first."""
+        return min(group.ids, key=self.order.index)
+
     def push(self, device: str, push: Push, now: float, people: dict[str, Any]) -> None:
         """`people` is what the store has afterwards: whether somebody expired, it decides by its clock."""
-        self.turn += 1
         for person in push.people:
             self.know(person.id)
         for id_, reason in sorted(push.forgotten, key=lambda one: one[1] == "expired"):
@@ -226,12 +248,13 @@ class Site:
                 continue
             self.expire(group, now) if reason == "expired" else None
             self.gone |= group.ids
+        names = {id_: group.name for id_, group in self.groups.items()}
         for person in push.people:
             group = self.unite(person.id, *person.former)
             group.enrolled |= person.kind == "enrolled"
             group.seen = max(group.seen, now - person.last_age_s)
-            if person.ttl_s is not None:
-                group.ttl, group.ttl_set = person.ttl_s.value, self.turn
+            if person.ttl_s is not None and group.ttl != person.ttl_s.value:
+                group.ttl, group.ttl_set = person.ttl_s.value, self.next_turn()
             if person.exemplars is not None:
                 for id_ in person.former:
                     self.shared.pop((id_, device), None)
@@ -239,7 +262,9 @@ class Site:
         for person in push.people:
             if person.name is not None:
                 group = self.groups[person.id]
-                group.name, group.named = person.name.value, self.turn
+                if not _is_name(names[self.root(group)], person.name.value):  # a repetition sets nothing
+                    group.named = self.next_turn()
+                group.name = person.name.value
         for pair in push.apart:
             assert pair.one < pair.other
             assert {pair.one, pair.other} <= self.groups.keys(), "a pair is sent before its people"
@@ -262,9 +287,8 @@ class Site:
     def check(self, site: MemorySite) -> None:
         """Compare with what the store has."""
         content, live = site.content, self.live()
-        rank = {id_: place for place, id_ in enumerate(self.order)}
         roots = {one.id: one for one in site.roots()}
-        expected = {min(group.ids, key=rank.__getitem__): group for group in live}
+        expected = {self.root(group): group for group in live}
         assert roots.keys() == expected.keys()
         assert len({one.name for one in roots.values() if one.name}) == sum(
             one.name is not None for one in roots.values()
@@ -356,9 +380,9 @@ Step = tuple[str, int, int]
 class History:
     """Runs steps, then heals everything and checks."""
 
-    def __init__(self, folder: Path, devices: int, mode: str) -> None:
+    def __init__(self, folder: Path, devices: int, mode: str, site: HistorySite | None = None) -> None:
         self.mode = mode
-        self.site = MemorySite(dimension=DIMENSION, space="s", retention=Retention(TTL_S, ENROLLED_TTL_S))
+        self.site = site or new_site()
         self.expected = Site()
         self.truth = Truth()
         self.devices = [Device(f"d{number}", folder / f"d{number}", self.site) for number in range(devices)]
@@ -549,8 +573,8 @@ class History:
     def lead(self, device: Device, what: str, value: Any) -> bool:
         if device.store.cut or self.site.down or self.site.lost_answers:
             return False
-        self.site.content.leases["reconcile"] = device.name, self.site.now + 60
-        task = getattr(MemoryStore(self.site, device.name), what)(value)
+        self.site.give_lease(device.name)
+        task = getattr(self.site.store(device.name), what)(value)
         try:
             while True:
                 task.send(None)

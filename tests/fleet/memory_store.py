@@ -229,7 +229,7 @@ class MemoryStore:
         merging = Merging(
             held, content.version, self.site.now, device=self.device, retention=self.site.retention
         )
-        result = merging.push(push)
+        result = merging.push(push, mark)
         self.site.write(merging.changed())
         self.site.pushes.append((self.device, push))
         await self.site.answer()

@@ -7,7 +7,7 @@ import random
 import secrets
 import shutil
 import tempfile
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.fleet import sync
-from tests.fleet.histories import KINDS, MODES, History, Step
+from tests.fleet.histories import KINDS, MODES, History, HistorySite, Step, new_site
 
 T = TypeVar("T")
 
@@ -64,12 +64,14 @@ UNEQUAL_ONCE = {
 """Histories that ended unequal before a fault was mended, by what they show: devices, mode and steps."""
 
 
-def _check(folder: Path, devices: int, mode: str, steps: list[Step]) -> None:
+def _check(
+    folder: Path, devices: int, mode: str, steps: list[Step], site: Callable[[], HistorySite] = new_site
+) -> None:
     own = folder / str(next(_numbers))
     own.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, "choice", random.Random(1).choice)  # of ids: the same in each run
-        history = History(own, devices, mode)
+        history = History(own, devices, mode, site())
         try:
             history.run(steps)
         finally:
@@ -77,7 +79,7 @@ def _check(folder: Path, devices: int, mode: str, steps: list[Step]) -> None:
             shutil.rmtree(own)
 
 
-def _histories(folder: Path, examples: int) -> None:
+def run_histories(folder: Path, examples: int, site: Callable[[], HistorySite] = new_site) -> None:
     @settings(
         max_examples=examples,
         derandomize=True,
@@ -86,7 +88,7 @@ def _histories(folder: Path, examples: int) -> None:
     )
     @given(st.integers(2, 5), st.sampled_from(MODES), STEPS)
     def check(devices: int, mode: str, steps: list[Step]) -> None:
-        _check(folder, devices, mode, steps)
+        _check(folder, devices, mode, steps, site)
 
     check()
 
@@ -99,10 +101,10 @@ def test_histories_that_ended_unequal(folder: Path, name: str) -> None:
 
 
 def test_histories(folder: Path) -> None:
-    _histories(folder, 150)
+    run_histories(folder, 150)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_many_histories(folder: Path) -> None:
-    _histories(folder, 10_000)
+    run_histories(folder, 10_000)

@@ -39,8 +39,6 @@ def refusal(store: FleetStore) -> str:
 
 
 def test_a_frozen_server_ends_every_call_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CALL_S", "CONNECT_S", "ASK_S", "LONG_S"):
-        monkeypatch.setattr(store_module, name, 0.3)
     store = site.store("a")
     calls = {
         "push": lambda: store.push(people(change("p-1", 1)), 0),
@@ -56,7 +54,9 @@ def test_a_frozen_server_ends_every_call_in_time(site: Site, monkeypatch: pytest
         for call in calls.values():
             await store.hello(0, ())
             await store.ask(vector(1)[None], 5)
-            with site.database.server.frozen():
+            with site.database.server.frozen(), monkeypatch.context() as patch:
+                for name in ("CALL_S", "CONNECT_S", "ASK_S", "LONG_S"):
+                    patch.setattr(store_module, name, 0.3)
                 start = time.monotonic()
                 with pytest.raises(StoreDown, match="did not answer in time"):
                     await call()

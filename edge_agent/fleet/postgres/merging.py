@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edge_agent.fleet import rules
 from edge_agent.fleet.postgres import rows
 from edge_agent.fleet.postgres.codec import packed, packed_sum
@@ -246,7 +248,7 @@ async def _write_contributions(connection: Connection, site: str, device: str, c
         site,
         device,
         changed.version,
-        *_columns([(one.id, rules.digest(one.exemplars)) for one in found]),
+        *_columns([(one.id, changed.digests[one.id]) for one in found]),
     )
     return await _insert_exemplars(connection, site, device, found) - _count(gone)
 
@@ -254,20 +256,23 @@ async def _write_contributions(connection: Connection, site: str, device: str, c
 async def _insert_exemplars(
     connection: Connection, site: str, device: str, found: Sequence[Contribution]
 ) -> int:
+    vectors = [exemplar.vector for one in found for exemplar in one.exemplars]
+    if not vectors:
+        return 0
+    embeddings = iter(packed(np.stack(vectors)))
     values = [
-        (one.id, number, exemplar.camera, exemplar.epoch, exemplar.quality, packed(exemplar.vector[None])[0])
+        (one.id, number, exemplar.camera, exemplar.epoch, exemplar.quality, next(embeddings))
         for one in found
         for number, exemplar in enumerate(one.exemplars)
     ]
-    if values:
-        await connection.execute(
-            "INSERT INTO exemplar (site, device, id, number, camera, epoch, quality, embedding)"
-            " SELECT $1, $2, new.* FROM unnest($3::text[], $4::smallint[], $5::text[], $6::bigint[],"
-            " $7::float8[], $8::vector[]) AS new",
-            site,
-            device,
-            *_columns(values),
-        )
+    await connection.execute(
+        "INSERT INTO exemplar (site, device, id, number, camera, epoch, quality, embedding)"
+        " SELECT $1, $2, new.* FROM unnest($3::text[], $4::smallint[], $5::text[], $6::bigint[],"
+        " $7::float8[], $8::vector[]) AS new",
+        site,
+        device,
+        *_columns(values),
+    )
     return len(values)
 
 

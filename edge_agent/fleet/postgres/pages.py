@@ -39,6 +39,8 @@ async def read(
     assert state is not None
     if mark and not full:
         check_mark(mark, state["version"], state["horizon"])
+    if mark == state["version"]:
+        return Page(mark, mark, state["now"], (), (), (), ())
     cut = await connection.fetch(
         f"SELECT version FROM ({_CUT}) AS changes ORDER BY version LIMIT $3",  # noqa: S608
         site,

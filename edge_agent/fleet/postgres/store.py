@@ -87,7 +87,7 @@ class PostgresStore:
             change = rules.Merging(
                 held, locked.version, locked.now, device=self._device, retention=locked.retention
             )
-            result = change.push(push)
+            result = change.push(push, mark)
             await merging.write(connection, locked, self._device, held, change.changed())
             return result
 
