@@ -203,17 +203,18 @@ class FleetWorker:
         if self.sync.welcome is None:
             welcome = await self.sync.connect()
             self.clock_offset_s = welcome.now - self.label()
-            self._connected()
+            if not self._breaker.is_open:  # else the exchange shows whether it works again
+                self._set_link("connected")
         await self.sync.step()
-        self.exchanged, self.problem = self.label(), ""
+        self._succeeded()
         await self._do_tasks()
 
-    def _connected(self) -> None:
+    def _succeeded(self) -> None:
         if self._breaker.is_open:
             _log.info("fleet_connected")
         self._breaker.succeeded()
         self._set_link("connected")
-        self.problem = ""
+        self.exchanged, self.problem = self.label(), ""
 
     def _set_link(self, link: FleetLink) -> None:
         if self.link != "stopped":

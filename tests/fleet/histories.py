@@ -608,6 +608,7 @@ class History:
             device.store.cut = False
             device.time.error = 0.0
         for _ in range(ROUNDS):
+            before = self.site.content.version
             self.do_lead(self.devices[0], 0)
             for device in self.devices:
                 self.do_expire(device, 0)
@@ -617,7 +618,7 @@ class History:
                     device.exchange()
                 self.hear()
             counts = [(device.sync.pending(), device.sync.mark) for device in self.devices]
-            if all(pending == 0 and mark == self.site.content.version for pending, mark in counts):
+            if all(one == (0, self.site.content.version) for one in [*counts, (0, before)]):
                 break
         else:
             raise AssertionError(

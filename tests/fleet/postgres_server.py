@@ -83,12 +83,12 @@ class PostgresServer:
             command, cwd="/", env=environment, **_as_nobody(), **more
         )
 
-    def create(self) -> None:
+    def create(self, *more: str) -> None:
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         shutil.chown(secret, **_as_nobody()) if os.geteuid() == 0 else None
         words = ["-D", self.data, "-U", ADMIN, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync"]
-        self.run("initdb", *words, "--encoding=UTF8", "--locale=C.UTF-8")
+        self.run("initdb", *words, "--encoding=UTF8", "--locale=C.UTF-8", *more)
 
     def start(self) -> None:
         (self.data / "pg_hba.conf").write_text("\n".join(self.hba) + "\n")
