@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import structlog
 
 from edge_agent import __version__
 from edge_agent.agent.recorded_replies import Note, RecordedElsewhere, described
@@ -26,7 +27,7 @@ from edge_agent.gallery.snapshot import Snapshot
 from edge_agent.identify import Identifier
 from edge_agent.record.entries import Entry
 from edge_agent.record.file import Copied
-from edge_agent.record.recorder import FOLDER, Begin, Limits, Pictures, Recorder, remove_old
+from edge_agent.record.recorder import FOLDER, Begin, Limits, Pictures, Recorder, erase_pictures, remove_old
 
 if TYPE_CHECKING:
     from edge_agent.agent.results import FrameOutcome
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from edge_agent.gallery.rows import Rows
     from edge_agent.identify.prior import Prior
     from edge_agent.identify.site import Calibrated
+
+_log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -318,6 +321,33 @@ def remove_old_recordings(settings: Settings, clock: Clock) -> None:
     folder = settings.state_dir / FOLDER
     if folder.is_dir():
         remove_old(folder, database_key(settings.storage), limits_of(settings), partial(age_of, clock), None)
+
+
+@dataclass(slots=True)
+class UnwantedPictures:
+    """Erases the pictures of all recordings once the gallery keeps none, also those of earlier runs."""
+
+    settings: Settings
+    gallery: Gallery
+    recorder: Recorder | None
+    _erased: int | None = None
+    """Frames with pictures that this run had recorded when they were erased; None: not yet."""
+
+    def erase(self) -> None:
+        """Erase them if there may be some. StorageError: not all could be; call it again."""
+        if self.gallery.crops.most:
+            return
+        recorder = self.recorder
+        recorded = 0 if recorder is None else recorder.frames_with_pictures
+        if recorded == self._erased:
+            return
+        if recorder is not None:
+            gone = recorder.erase_pictures()
+        else:
+            gone = erase_pictures(self.settings.state_dir / FOLDER, database_key(self.settings.storage))
+        self._erased = recorded
+        if gone:
+            _log.info("recorded_pictures_erased", pictures=gone)
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -13,7 +13,7 @@ import structlog
 
 from edge_agent.agent.clock_watch import ClockWatch
 from edge_agent.agent.fleet_watch import FleetWatch, fleet_telemetry
-from edge_agent.agent.recording import remove_old_recordings, shadow_entry
+from edge_agent.agent.recording import UnwantedPictures, remove_old_recordings, shadow_entry
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
@@ -58,11 +58,13 @@ class TelemetryLoop:
     _throttled: bool = False
     _clock_watch: ClockWatch = field(init=False)
     _fleet_watch: FleetWatch = field(init=False)
+    _unwanted_pictures: UnwantedPictures = field(init=False)
 
     def __post_init__(self) -> None:
         stages = self.stages
         self._clock_watch = ClockWatch(stages, stages.health.note)
         self._fleet_watch = FleetWatch(stages.publisher.publish, stages.health.note, stages.clock.label)
+        self._unwanted_pictures = UnwantedPictures(self.settings(), stages.gallery, stages.recorder)
 
     def __enter__(self) -> TelemetryLoop:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -116,8 +118,15 @@ class TelemetryLoop:
             if expired:
                 _log.info("identities_expired", people=len(expired))
                 audit.record(self.settings().state_dir, "expire", "agent", people=len(expired))
+        self._erase_unwanted_pictures()
         self.stages.erasure.run()
         self.pipeline.tasks.put(self.stages.people.run)
+
+    def _erase_unwanted_pictures(self) -> None:
+        try:
+            self._unwanted_pictures.erase()
+        except StorageError as error:  # the next turn tries it again
+            _log.warning("recorded_pictures_not_erased", error=str(error))
 
     def _record_shadow(self) -> None:
         """Add what the second network found so far to the recording."""

@@ -272,7 +272,7 @@ class GallerySettings(Section):
     keep_crops: int = about(
         0,
         "pictures kept of one identity, for the operator's page and a change of network; 0: none, and those"
-        " kept before are erased",
+        " kept or recorded before are erased",
         ge=0,
         le=16,
     )

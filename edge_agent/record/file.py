@@ -307,9 +307,30 @@ class RecordingFile:
             frames = sum(self._erase_tracks(camera, gone, dimension) for camera, gone in tracks.items())
             if known or tracks:
                 self._note_erased()
-                self._connection.execute("PRAGMA incremental_vacuum").fetchall()
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._remove_copies()
         return frames + known
+
+    def erase_pictures(self) -> int:
+        """Erase the pictures of everybody; return their number. The rest can be replayed as before."""
+        erased = 0
+        with self._description.translated():
+            while True:
+                with transaction(self._connection):
+                    gone = self._connection.execute(
+                        "DELETE FROM picture WHERE seq IN (SELECT seq FROM picture ORDER BY seq LIMIT ?)",
+                        (_BATCH,),
+                    ).rowcount
+                if not gone:
+                    break
+                erased += gone
+            if erased:
+                self._remove_copies()
+        return erased
+
+    def _remove_copies(self) -> None:
+        """Leave no copy of erased rows in free pages and in the log."""
+        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _erase_start(self, identity: str) -> int:
         tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master").fetchall()}

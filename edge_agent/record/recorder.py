@@ -115,6 +115,8 @@ class Recorder:
     """Entries that the writer could not take."""
     lost_pictures: int = 0
     """The same of pictures, whose absence does no harm to the rest."""
+    frames_with_pictures: int = 0
+    """Frames whose pictures were given to `put`."""
     _queue: deque[Item] = field(default_factory=deque)
     _waiting: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -160,6 +162,7 @@ class Recorder:
 
     def put(self, item: Item) -> None:
         """Queue an entry; it is lost where too much waits. Never blocks for long."""
+        self.frames_with_pictures += isinstance(item, Pictures)
         if self.problem and not isinstance(item, Flush):
             if isinstance(item, Begin):
                 item.start.close()
@@ -191,13 +194,23 @@ class Recorder:
 
         StorageError: some could not be erased.
         """
+        self._flush()
+        with self._erasing:
+            return erase(self.folder, self.key, identity)
+
+    def erase_pictures(self) -> int:
+        """Erase the pictures of everybody from all recordings, as `erase`; return their number."""
+        self._flush()
+        with self._erasing:
+            return erase_pictures(self.folder, self.key)
+
+    def _flush(self) -> None:
+        """Wait until everything that came so far is written."""
         if self._thread is not None and self._thread.is_alive():
             flush = Flush(threading.Event())
             self.put(flush)
             if not flush.done.wait(FLUSHED_S) and self._thread.is_alive():
                 raise StorageError(f"the recorder has not written its entries in {FLUSHED_S:.0f} s")
-        with self._erasing:
-            return erase(self.folder, self.key, identity)
 
     # --- on the thread ------------------------------------------------------------------------------------
 
@@ -329,11 +342,24 @@ def erase(folder: Path, key: bytes | None, identity: str) -> int:
 
     StorageError: a file is locked, or the disk is full.
     """
+    return _erased(folder, key, lambda file: file.erase(identity))
+
+
+def erase_pictures(folder: Path, key: bytes | None) -> int:
+    """Erase the pictures of everybody from all recordings, as `erase`; return their number."""
+    return _erased(
+        folder, key, RecordingFile.erase_pictures, check=False
+    )  # not to read all files at each start
+
+
+def _erased(
+    folder: Path, key: bytes | None, erase_in: Callable[[RecordingFile], int], *, check: bool = True
+) -> int:
     erased = 0
     for path in recordings(folder):
         try:
-            with RecordingFile.existing(path, key) as file:
-                erased += file.erase(identity)
+            with RecordingFile.existing(path, key, check=check) as file:
+                erased += erase_in(file)
         except MissingFile:
             continue  # removed by the limits
         except DiskFull:

@@ -74,6 +74,9 @@ def test_the_demo_street_is_decided_again_bit_for_bit(tmp_path: Path, yolox_onnx
     other = replay("--state", tmp_path / "state", "--model", "colour-stripes")
     assert len(other["runs"]) == 1  # type: ignore[arg-type]
     forget_all(tmp_path / "state")
+    record(tmp_path, sources, f"yolox:{yolox_onnx}", 10)  # without gallery.keep_crops
+    left = b"".join(file.read_bytes() for file in (tmp_path / "state" / FOLDER).iterdir())
+    assert b"\xff\xd8\xff\xe0" not in left
 
 
 def forget_all(state: Path) -> None:

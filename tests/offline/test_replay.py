@@ -18,9 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.agent.recording import RecordedIdentifier, open_recorder, remove_old_recordings, shadow_entry
+from edge_agent.agent.recording import (
+    RecordedIdentifier,
+    UnwantedPictures,
+    open_recorder,
+    remove_old_recordings,
+    shadow_entry,
+)
 from edge_agent.core.clock import Clock
-from edge_agent.core.config import Settings
+from edge_agent.core.config import GallerySettings, Settings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError, StorageError
 from edge_agent.core.pictures import encode_kept
 from edge_agent.core.structures import Decision, EngineInfo, TrackObservation, TrackUpdate
@@ -436,7 +442,7 @@ def test_a_picture_is_erased_with_its_frame_whatever_came_between(tmp_path: Path
             at.recorder.put(shadow_entry({}, at.time))
         else:
             at.visit(5, camera="gate")
-        crop = at.random.integers(0, 256, (64, 32, 3), dtype=np.uint8)
+        crop = at.random.integers(0, 256, (12, 8, 3), dtype=np.uint8)  # in one page of the file
         at.recorder.put(Pictures("door", {track: crop}))
         at.recorder.erase("nobody")
         assert at.recorder.lost_pictures == (between == "file")
@@ -445,6 +451,56 @@ def test_a_picture_is_erased_with_its_frame_whatever_came_between(tmp_path: Path
         left = b"".join(map(content, recordings(tmp_path / FOLDER)))
         assert encode_kept(crop) not in left
     with Recording(recordings(tmp_path / FOLDER)[0], None) as recording:
+        assert not recording.has_pictures()
+
+
+def test_no_picture_stays_once_the_gallery_keeps_none(tmp_path: Path) -> None:
+    """Also those that wait for the writer, and those of a moment between two turns; the rest replays."""
+    with site(tmp_path, gallery={"keep_crops": 4}) as at:
+        unwanted = UnwantedPictures(at.settings, at.gallery, at.recorder)
+        crops = [at.random.integers(0, 256, (12, 8, 3), dtype=np.uint8) for _ in range(3)]
+
+        def record(crop: np.ndarray) -> None:
+            (track,) = at.visit(0)
+            at.recorder.put(Pictures("door", {track: crop}))
+
+        def recorded() -> list[bool]:
+            content = b"".join(path.read_bytes() for path in (tmp_path / FOLDER).iterdir())
+            return [encode_kept(crop) in content for crop in crops]
+
+        record(crops[0])
+        at.recorder.erase("nobody")  # all is written
+        unwanted.erase()
+        assert recorded() == [True, False, False]
+        at.recorder.begin(True)
+        record(crops[1])
+        at.gallery.crops.apply(GallerySettings(keep_crops=0))
+        unwanted.erase()
+        assert recorded() == [False, False, False]
+        record(crops[2])  # of a setting that was back before the next turn
+        at.recorder.erase("nobody")
+        assert recorded() == [False, False, True]
+        unwanted.erase()
+        assert recorded() == [False, False, False]
+        crowd(at)
+    assert_identical(tmp_path, len(at.decided))
+
+
+@pytest.mark.parametrize("key", [None, "ab" * 32])
+def test_pictures_of_earlier_runs_go_while_nothing_is_recorded(tmp_path: Path, key: str | None) -> None:
+    if key is not None:
+        pytest.importorskip("sqlcipher3")
+    with site(tmp_path, key=key, gallery={"keep_crops": 4}) as at:
+        (track,) = at.visit(0)
+        at.recorder.put(Pictures("door", {track: np.zeros((64, 32, 3), np.uint8)}))
+    broken = tmp_path / FOLDER / "20000101T000000-broken-0000.rec"
+    broken.write_bytes(b"x" * 9000)
+    settings = at.settings.model_copy(update={"gallery": GallerySettings(keep_crops=0)})
+    with open_gallery(settings, ENGINE, Clock(), owner=True) as gallery:
+        UnwantedPictures(settings, gallery, None).erase()
+    assert not broken.exists()
+    (left,) = recordings(tmp_path / FOLDER)
+    with Recording(left, None if key is None else bytes.fromhex(key)) as recording:
         assert not recording.has_pictures()
 
 
