@@ -185,8 +185,10 @@ install_packages() {
     pip install --upgrade 'pip>=25.1' # the first that knows --group
   fi
   if [[ -n $with_train ]]; then
-    # The build for CPUs, which is all that the tests need: the other one brings gigabytes of CUDA libraries.
-    pip install --no-deps 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu
+    # The build for CPUs, which is all that the tests need: the other one brings gigabytes of CUDA libraries. Where
+    # another index of this machine has it, PyTorch's own is not waited for.
+    local torch=('torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu)
+    pip install --no-deps --retries 0 --timeout 10 "${torch[@]}" || pip install --no-deps "${torch[@]}"
   fi
   # The former name of the distribution; on the Python Package Index it is another project.
   ! "$venv/bin/python" -m pip -qq show edge-agent >/dev/null 2>&1 || pip uninstall --yes edge-agent

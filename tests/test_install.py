@@ -167,6 +167,18 @@ def test_training_is_an_option(machine: Machine):
     assert any(".[demo,encrypt,page,fleet,train]" in call for call in machine.calls("python -m pip"))
 
 
+def test_an_index_that_is_away_is_waited_for_only_where_no_other_has_pytorch(machine: Machine):
+    def attempts() -> list[bool]:
+        return ["--retries 0" in call for call in machine.calls("python -m pip") if "torch==" in call]
+
+    assert machine.install("--test", "--with-train").returncode == 0
+    assert attempts() == [True]
+    shutil.rmtree(machine.venv)
+    (machine.folder / "no-network").touch()
+    assert "failed while installing" in machine.install("--test", "--with-train").stderr
+    assert attempts() == [True, False]
+
+
 def test_a_failed_step_is_named_and_a_second_run_goes_on(machine: Machine):
     (machine.folder / "no-network").touch()
     failed = machine.install("--demo")
