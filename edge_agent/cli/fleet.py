@@ -14,6 +14,7 @@ from edge_agent.cli.fleet_access import (
     CaOption,
     CertOption,
     KeyOption,
+    PersonId,
     SiteOption,
     StoreOption,
     admin_login,
@@ -216,7 +217,7 @@ def _agent_exchanged(settings: Settings, began: float, before: dict[str, Any] | 
 
 @app.command()
 def erased(
-    person: Annotated[str, Argument(metavar="ID", help="Id of a person, p-...")],
+    person: PersonId,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -249,7 +250,7 @@ def _erased_lines(person: str, found: dict[str, Any]) -> list[str]:
 
 @app.command()
 def forget(
-    person: Annotated[str, Argument(metavar="ID", help="Id of a person, p-...")],
+    person: PersonId,
     state: StateOption = None,
     config: ConfigOption = None,
     yes: YesOption = False,

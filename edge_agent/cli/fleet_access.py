@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from edge_agent.core.errors import ConfigError, InputError, StorageError
 
@@ -32,6 +32,7 @@ StoreOption = Annotated[
         " asked for, or read from standard input (one line, empty for none).",
     ),
 ]
+PersonId = Annotated[str, Argument(metavar="ID", help="Id of a person, p-...")]
 SiteOption = Annotated[str | None, Option("--site", help="Name of the site; mqtt.site by default.")]
 CaOption = Annotated[
     Path | None,
