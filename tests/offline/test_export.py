@@ -74,6 +74,22 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(LIGHT, tmp_path_factory.mktemp("light") / "light.pth", steps=2)
 
 
+@pytest.fixture
+def traced_once(
+    light: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`light` is traced once for all tests of what comes before and after that; all of the rest is done."""
+    kept = tmp_path_factory.getbasetemp() / "light.traced.onnx"
+    trace = export.traced
+
+    def traced(*arguments: object) -> bytes:
+        if not kept.exists():
+            kept.write_bytes(trace(*arguments))
+        return kept.read_bytes()
+
+    monkeypatch.setattr(export, "traced", traced)
+
+
 def test_names_shapes_and_dynamic_batch(light: Path, tmp_path: Path):
     done = export_onnx(light, tmp_path / "m.onnx")
     assert done.difference <= TOLERANCE
@@ -99,6 +115,7 @@ def test_equal_to_torch_and_not_of_unit_length(light: Path, tmp_path: Path):
     assert not np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_the_model_card_describes_the_model_without_local_paths(light: Path, tmp_path: Path):
     export_onnx(light, tmp_path / "m.onnx", notes={"licence": "Apache-2.0"})
     model = onnx.load(tmp_path / "m.onnx")
@@ -113,6 +130,7 @@ def test_the_model_card_describes_the_model_without_local_paths(light: Path, tmp
     assert "nvidia_tao" not in str(card)
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_an_existing_file_is_kept(light: Path, tmp_path: Path):
     target = tmp_path / "m.onnx"
     target.write_bytes(b"precious")
@@ -123,6 +141,7 @@ def test_an_existing_file_is_kept(light: Path, tmp_path: Path):
     assert target.stat().st_size > 1_000_000
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_nothing_is_written_when_the_two_differ(light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(ModelError, match="nothing was written"):
@@ -186,6 +205,7 @@ app.command()(export_command.command)
 
 
 class TestCommand:
+    @pytest.mark.usefixtures("traced_once")
     def test_json(self, light: Path, tmp_path: Path):
         arguments = [str(light), "-o", str(tmp_path / "m.onnx"), "--note", "licence=Apache-2.0", "--json"]
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -194,6 +214,7 @@ class TestCommand:
         assert reported["card"]["licence"] == "Apache-2.0"
         assert len(reported["sha256"]) == 64
 
+    @pytest.mark.usefixtures("traced_once")
     def test_a_spec_names_both_files(self, light: Path, tmp_path: Path):
         spec = tmp_path / "s.yaml"
         spec.write_text(f"export: {{checkpoint: {light}, onnx_file: {tmp_path / 'named.onnx'}}}\n")
@@ -201,6 +222,7 @@ class TestCommand:
         assert result.exit_code == 0
         assert (tmp_path / "named.onnx").exists()
 
+    @pytest.mark.usefixtures("traced_once")
     def test_a_spec_of_tao_with_values(self, light: Path, tmp_path: Path):
         spec = tmp_path / "s.yaml"
         spec.write_text("results_dir: ???\nexport: {results_dir: '${results_dir}/e', checkpoint: '???'}\n")
