@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from edge_agent import cli
 from edge_agent.agent.recording import (
     RecordedIdentifier,
     UnwantedPictures,
@@ -779,10 +781,11 @@ def test_the_command_shows_what_changes(tmp_path: Path, recorded: Path) -> None:
     ],
 )
 def test_the_command_refuses_in_one_line(recorded: Path, arguments: tuple[str, ...], reason: str) -> None:
-    done = command(*(one.replace("{file}", str(recorded)) for one in arguments))
-    assert done.returncode == 1
-    assert reason in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    given = [one.replace("{file}", str(recorded)) for one in arguments]
+    error = CliRunner().invoke(cli.app, ["replay", *given]).exception
+    assert isinstance(error, EdgeAgentError)
+    assert reason in str(error)
+    assert len(str(error).splitlines()) == 1
 
 
 def test_a_recording_is_private(recorded: Path) -> None:
