@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,10 @@ class Settles:
 
     def replied(self) -> None:
         """Nobody is asked."""
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Nothing is written."""
+        return nullcontext()
 
     def update(self, update: TrackUpdate) -> list[Decision]:
         self.ended += update.ended
