@@ -148,7 +148,8 @@ def forget(
     settings = load_settings(config, state=state)
     with open_existing(settings) as gallery:
         people = [gallery.get(key) for key in dict.fromkeys(who or ())]
-        confirm(f"Erase {'everyone' if everyone else ', '.join(map(called, people))}?", yes)
+        whom = "everyone" if everyone else ", ".join(map(called, people))
+        confirm(f"Erase {whom}{_reach(settings, gallery)}?", yes)
         operations = operations_on(settings, gallery)
         erased, removed = (
             operations.forget_all() if everyone else operations.forget([person.number for person in people])
@@ -161,6 +162,13 @@ def forget(
     else:
         lines.append(f"{removed.events} waiting event(s) and {removed.pictures} picture(s) removed")
     print_result([asdict(one) for one in erased], lines, as_json=as_json)
+
+
+def _reach(settings: Settings, gallery: Gallery) -> str:
+    """Return where else people are erased; "": nowhere."""
+    with gallery.file.reading() as rows:
+        shares = rows.fleet.device is not None
+    return f", here and on all devices of the site {settings.mqtt.site}" if shares else ""
 
 
 @app.command("export")

@@ -87,6 +87,9 @@ class Applier:
             if rows.site.copy is not None or rows.site.skipped:
                 return
             expired = {one.id for one in page.people if _has_expired(rows, one, page.now)}
+            expired -= {  # part of such a person is here
+                one.root for one in page.people if one.root in expired and rows.number_of(one.id) is not None
+            }
             if any(
                 one.created <= rows.site.mark
                 and one.forgotten is None
@@ -241,7 +244,8 @@ class Applier:
             rows.update(number, "ttl = ?", person.ttl_s)
         if here.name != person.name and (unsent is None or not unsent.name):
             set_name(rows, number, person.name)
-        rows.fleet.share(number, seen)
+        rows.fleet.share([(number, seen)])
+        rows.fleet.offer([number])
 
     # ---- exemplars
 

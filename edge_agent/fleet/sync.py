@@ -242,6 +242,7 @@ class Sync:
             with self._gallery.file.changing(durable=False) as rows:
                 if rows.site.copy is None and rows.site.mark == mark:
                     rows.site.put_mark(result.version)
+                    rows.fleet.share([(number, seen) for number, _, seen in parcel.noted])  # by no page
                     self.version = self.applied = result.version
             return
         if not (result.forgotten or result.renamed or result.kept):

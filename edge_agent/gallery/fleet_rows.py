@@ -243,12 +243,11 @@ class FleetRows:
             "DELETE FROM fleet_change WHERE number = ? AND count = ?",
             [(number, count) for number, count, _ in changes],
         )
-        self._store.run_many(_SHARE, [(seen, number) for number, _, seen in changes])
+        self.share([(number, seen) for number, _, seen in changes])
 
-    def share(self, number: int, seen: float | None) -> None:
-        """Note that the site has a person, seen at an instant."""
-        self._store.run(_SHARE, (seen, number))
-        self.offer([number])
+    def share(self, people: Sequence[tuple[int, float | None]]) -> None:
+        """Note that the site has people: numbers, and instants at which they were seen."""
+        self._store.run_many(_SHARE, [(seen, number) for number, seen in people])
 
     def offer(self, numbers: Sequence[int]) -> None:
         """Note that the site may have all ids of some people, from now on."""

@@ -113,7 +113,8 @@ class CameraMeans:
         self.latest: dict[str, dict[str, Seen]] = {}
         """Latest people by camera, the oldest first, by a key that a person keeps."""
         self._biases: dict[int, Bias] = {}  # of the present votes and offsets
-        self._likenesses: dict[int, float | None] = {}  # of views, by the present votes
+        self._likenesses: Sums = np.zeros(0)  # `likeness_of` views, NaN for None
+        self._stale: set[int] = set()  # views whose likeness is another by the present votes
         self.offsets: Vectors = np.zeros((0, dimension), np.float32)
         """`(V, D)` in force, by number of view."""
 
@@ -125,9 +126,11 @@ class CameraMeans:
             row = np.zeros((1, self._dimension))
             self._sums = np.concatenate([self._sums, row])
             self._people = np.append(self._people, 0.0)
+            self._likenesses = np.append(self._likenesses, np.nan)
             self.offsets = np.concatenate([self.offsets, row.astype(np.float32)])
             if key in self.elsewhere:
                 self.shared[self._numbers[key]] = self.elsewhere[key]
+                self._stale.add(self._numbers[key])
             if self.guests or self.shared or self._people.any():
                 self.move(len(self.offsets) - 1, self.wanted()[-1])
         return self._numbers[key]
@@ -180,7 +183,7 @@ class CameraMeans:
 
     def share_all(self, means: Iterable[tuple[str, int, float, Sums]]) -> None:
         """Let the means of views of other devices count: camera, epoch, number of people, sum `(D,)`."""
-        self._likenesses.clear()
+        self._stale.update(range(len(self._people)))
         self._biases.clear()
         self.elsewhere = {(camera, epoch): (people, total) for camera, epoch, people, total in means}
         self.shared = {
@@ -203,14 +206,14 @@ class CameraMeans:
 
     def clear(self) -> None:
         """Take back the votes of all identities."""
-        self._likenesses.clear()
+        self._stale.update(range(len(self._people)))
         self._biases.clear()
         self._sums[:] = 0.0
         self._people[:] = 0.0
 
     def clear_guests(self) -> None:
         """Take back the votes of all guests."""
-        self._likenesses.clear()
+        self._stale.update(range(len(self._people)))
         self._biases.clear()
         self.guests.clear()
 
@@ -269,13 +272,12 @@ class CameraMeans:
             # One's own vote is left out: a mean is nearer to those who voted than to others.
             relief = 2 * float(total @ offset - (1 - likeness) * weight(people)) / people - relief
         relief = min(max(relief, 0.0), LONGEST_OFFSET**2)
-        known = (one for other in range(len(self._people)) if (one := self._likeness(other)) is not None)
-        whole = max(known, default=0.0) if likeness is None else likeness
+        whole = self._greatest_likeness() if likeness is None else likeness
         share = 1 - (1 - relief / whole) ** 0.5 if whole > relief else float(relief > 0)
         return Bias(people, share, relief, likeness)
 
     def _note_vote(self, view: int) -> None:
-        self._likenesses.pop(view, None)
+        self._stale.add(view)
         self._biases.clear()
 
     def _votes(self, view: int) -> tuple[float, Sums]:
@@ -290,9 +292,20 @@ class CameraMeans:
 
     def _likeness(self, view: int) -> float | None:
         """Return the mean cosine of different people of a view, see `likeness_of`."""
-        if view not in self._likenesses:
-            self._likenesses[view] = likeness_of(*self._votes(view))
-        return self._likenesses[view]
+        if view in self._stale:
+            found = likeness_of(*self._votes(view))
+            self._likenesses[view] = np.nan if found is None else found
+            self._stale.discard(view)
+        known = float(self._likenesses[view])
+        return None if np.isnan(known) else known
+
+    def _greatest_likeness(self) -> float:
+        """Return the greatest of all views; 0 where there is none."""
+        stale = list(self._stale)
+        found = [likeness_of(*self._votes(view)) for view in stale]
+        self._likenesses[stale] = [np.nan if one is None else one for one in found]
+        self._stale.clear()
+        return float(np.fmax.reduce(self._likenesses, initial=0.0))
 
 
 def offsets_of(people: Sums, totals: Sums) -> Vectors:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from edge_agent.cli import fleet_joining
 from edge_agent.cli.fleet import app
 from edge_agent.cli.fleet_invitation import Invitation, read_invitation, role_of
+from edge_agent.cli.gallery import app as gallery
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError, StorageError
 from edge_agent.fleet.store import StoreDown, StoreRefused
@@ -207,6 +208,23 @@ def test_a_person_of_one_device_is_known_to_the_other_and_forgotten_by_both(plan
     assert len(plant.ids(one)) == 1
     audit = (one.with_suffix("") / "audit.jsonl", other.with_suffix("") / "audit.jsonl")
     assert "fleet-forget" in audit[1].read_text()
+
+
+def test_the_question_names_the_site_where_people_are_erased_too(plant: Plant) -> None:
+    joined, alone = plant.joined("gate-c", (1,)), plant.device("kiosk", (1,))
+    command("sync", "--config", joined)
+
+    def question(file: Path, *words: object) -> str:
+        answered = CliRunner().invoke(
+            gallery, ["forget", *map(str, words), "--config", str(file)], input="n\n"
+        )
+        return answered.output + answered.stderr
+
+    everywhere = f", here and on all devices of the site {plant.site}?"
+    assert f"Erase everyone{everywhere}" in question(joined, "--all")
+    assert f"{everywhere}" in question(joined, 1)
+    assert "Erase everyone?" in question(alone, "--all")
+    assert len(plant.ids(joined)) == len(plant.ids(alone)) == 1
 
 
 def test_an_id_that_the_site_does_not_know_can_be_forgotten_in_advance(plant: Plant) -> None:

@@ -60,6 +60,24 @@ UNEQUAL_ONCE = {
         "both restored",
         "enrol 7 1, enrol 1 0, ttl 5 7, ttl 9 1, exchange 5 0, merge 9 0",
     ),
+    "a join that a restored site forgot is made again": (
+        5,
+        "both restored",
+        "advance 2 10, advance 2 0, enrol 1 0, enrol 1 0, save 2 0, weeks 3 0, advance 6 9, join 0 1, "
+        "advance 2 12, restore 1 0",
+    ),
+    "who expires right after an exact answer is known to the site": (
+        5,
+        "both restored",
+        "enrol 0 0, advance 0 10, days 4 1, ttl 0 2",
+    ),
+    "of an expired person a part is here": (
+        3,
+        "both restored",
+        "enrol 6 0, enrol 8 0, enrol 9 0, enrol 4 0, enrol 3 0, see 1 0, enrol 9 0, advance 0 13, "
+        "name 0 14, split 1 0, advance 4 15, advance 8 9, enrol 3 0, weeks 0 2, exchange 6 0, join 0 "
+        "5, forget 2 6, exchange 5 0, exchange 0 0, join 0 3, advance 0 6, advance 0 5",
+    ),
 }
 """Histories that ended unequal before a fault was mended, by what they show: devices, mode and steps."""
 
