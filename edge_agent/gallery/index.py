@@ -85,6 +85,12 @@ class ExemplarIndex:
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return copies of exemplars, see `Gallery.vectors`."""
+        if len(numbers) == 1:  # most calls; arrays of places would cost more
+            (number,) = numbers
+            rows = np.empty((self._count(number), self._dimension), np.float32)
+            for slot in range(len(rows)):
+                rows[slot] = self._slots[slot][self._place[number]]
+            return np.full(len(rows), number, np.int64), rows
         here, counts, parts = self._parts(numbers)
         rows = np.empty((int(counts.sum()), self._dimension), np.float32)
         for slot, (targets, places) in enumerate(parts):

@@ -27,9 +27,10 @@ from edge_agent.core.text import visible
 from edge_agent.gallery.exemplars import View
 from edge_agent.gallery.index import ExemplarIndex, Views
 from edge_agent.gallery.log import WriteAheadLog
-from edge_agent.gallery.means import CameraMeans, Sums, Vectors, centred, direction, restored
+from edge_agent.gallery.means import CameraMeans, Vectors, centred, restored
 from edge_agent.gallery.rows import Policy, Rows
 from edge_agent.gallery.store import Store
+from edge_agent.gallery.votes import Votes
 
 if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
@@ -106,8 +107,7 @@ class SyncedFile:
         self._change_count = 0
         self._origins: dict[int, tuple[str, ...]] = {}
         """Of exemplars that were asked for since the last change of their identity."""
-        self._votes: dict[int, list[tuple[int, Sums]]] = {}
-        """Views and votes of identities that changed lately."""
+        self._votes = Votes(self.means, self.index)
         self._unnamed = 0
         """Count of changes at the latest one that is not in `_changes`."""
         self._stored_count: int | None = None
@@ -328,10 +328,10 @@ class SyncedFile:
         vectors, keys = rows.exemplars.of(number)
         views = self._views(keys)
         if self.is_centred:
-            self._vote(number, -1)
+            self._votes.take_back(number)
         self.index.put(number, centred(vectors, self.means.offsets[views]) if len(keys) else vectors, views)
         if self.is_centred:
-            self._vote(number, 1)
+            self._votes.add(number, vectors, views)
         if revision is None:
             self.revisions.pop(number, None)
             self.means.drop(number)
@@ -393,22 +393,6 @@ class SyncedFile:
 
     def _views(self, keys: Sequence[View]) -> Views:
         return np.array([self.means.view(*key) for key in keys], np.int32)
-
-    def _vote(self, number: int, people: int) -> None:
-        """Add the votes of an identity by its rows in the index, or take back what was added."""
-        votes = self._votes.pop(number, None) if people < 0 else None
-        if votes is None:
-            votes = []
-            _, rows, views = self.index.rows([number])
-            raw = restored(rows, self.means.offsets[views])
-            for view in sorted(set(views.tolist())):
-                votes.append((view, direction(raw[views == view].sum(axis=0, dtype=np.float64))))
-        for view, vote in votes:
-            self.means.vote(view, vote, people)
-        if people > 0:
-            if len(self._votes) >= _NAMED_CHANGES:
-                self._votes.clear()
-            self._votes[number] = votes
 
     def _count_votes(self) -> None:
         self.means.clear()

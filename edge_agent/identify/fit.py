@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
 from edge_agent.identify.cameras import CameraOffsets
+from edge_agent.identify.covisible import Covisibility
 from edge_agent.identify.near import NEAREST, Near, Neighbours, Search, Searchable
 from edge_agent.identify.site import MOST_SHIFT, FactStore, ThresholdPolicy
-from edge_agent.identify.tracks import Covisibility, Track, TrackTable
+from edge_agent.identify.tracks import Track, TrackKey, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
@@ -80,6 +81,9 @@ class Shared:
     tracks: TrackTable
     links: Covisibility
     thresholds: ThresholdPolicy
+    _taken: dict[TrackKey, Set[int]] = field(default_factory=dict)
+    """What `taken` returned since the latest change of `_taken_at`."""
+    _taken_at: tuple[int, int] = (0, 0)
 
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings of all parts."""
@@ -103,10 +107,21 @@ class Shared:
             return None if key is None else self.gallery.get(key)
         return None
 
+    def taken(self, key: TrackKey) -> Set[int]:
+        """Return the identities of the tracks that were seen together with this one; maybe its own, too."""
+        state = self.tracks.changes, self.links.changes
+        if state != self._taken_at:
+            self._taken.clear()
+            self._taken_at = state
+        if (found := self._taken.get(key)) is None:
+            found = self._taken[key] = frozenset(self.tracks.numbers(self.links.rivals(key)))
+        return found
+
     def seen_with(self, number: int) -> set[int]:
         """Return the identities that were seen together with this one, or that an operator keeps apart."""
-        keys = {rival for key in self.tracks.holders(number) for rival in self.links.rivals(key)}
-        return self.tracks.numbers(keys) | set(self.gallery.corrections.apart(number))
+        return set(self.gallery.corrections.apart(number)).union(
+            *(self.taken(key) for key in self.tracks.holders(number))
+        )
 
 
 @dataclass(slots=True)
@@ -186,7 +201,7 @@ class Fitting:
 
     def _taken(self, track: Track) -> set[int]:
         """Return the identities of others that were seen together with a track."""
-        return self._shared.tracks.numbers(self._shared.links.rivals(track.key)) - {track.number}
+        return set(self._shared.taken(track.key) - {track.number})
 
     def fit(self, tracks: Sequence[Track]) -> Fit:
         """Score tracks against the identities that they may have, as far as it can matter to a decision."""
@@ -224,7 +239,7 @@ class Fitting:
 
     def _forbidden(self, track: Track, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """`(I,)`: identities of tracks that were seen together with this one, or not on the watchlist."""
-        taken = self._shared.tracks.numbers(self._shared.links.rivals(track.key))  # maybe its own, too
+        taken = self._shared.taken(track.key)
         listed = numbers.tolist()
         watchlist = self._shared.settings.enrolment == "watchlist"
         allowed = set(self._shared.gallery.enrolled(listed) if watchlist else listed) - taken

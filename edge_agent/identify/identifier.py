@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
 from edge_agent.identify.company import Company
+from edge_agent.identify.covisible import Covisibility
 from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.newcomers import Newcomers
 from edge_agent.identify.pairs import MAX_PAIRS
 from edge_agent.identify.settle import Fuser, Reviewer, Settler
 from edge_agent.identify.site import Calibrated, ThresholdPolicy
-from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
+from edge_agent.identify.tracks import REVIEW_CROPS, Track, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from edge_agent.identify.prior import Prior
 
 _log = structlog.get_logger(__name__)
+
+LEARN_S = 0.25
+"""Where as many scores are known as are kept, a camera's pictures within this time show the same again."""
 
 
 class Identifier:
@@ -74,6 +78,8 @@ class Identifier:
         self.shares = shares
         self._company = Company(self._shared) if shares else None
         self._had_threshold = False
+        self._learnt_at: dict[str, float] = {}
+        """Time of the latest picture of each camera from which the site's scores were learned."""
         self._waiting: list[Decision] = []
         """Decisions outside of frames; the next `update` returns them."""
 
@@ -249,7 +255,10 @@ class Identifier:
         pooled = [track for track in seen if track.evidence.count >= self._shared.settings.decide_crops]
         if len(pooled) < 2:
             return
-        cameras, camera = self._shared.gallery.cameras, pooled[0].key[0]
+        cameras, camera, time = self._shared.gallery.cameras, pooled[0].key[0], pooled[0].last.time
+        if len(self.thresholds.site) >= MAX_PAIRS and abs(time - self._learnt_at.get(camera, 0.0)) < LEARN_S:
+            return
+        self._learnt_at[camera] = time
         pairs = self._latest_pairs(pooled)
         if not len(pairs):
             return
@@ -276,9 +285,9 @@ class Identifier:
         threshold = self.thresholds.in_force.value
         decisions: list[Decision] = []
         if threshold is not None:
-            self._fitting.follow(due)
             undecided = [track for track in due if track.number is None]
             decided = [track for track in due if track.number is not None]
+            self._fitting.follow([*undecided, *filter(self._reviewer.compares, decided)])
             decisions += self._match(undecided)
             decisions += self._reviewer.contest([t for t in undecided if t.number is None])
             for track in decided:

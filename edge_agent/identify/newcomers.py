@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 from edge_agent.core.structures import Decision, DecisionKind
@@ -123,8 +123,8 @@ class Newcomers:
         decision = self._settler.settle(track, number, DecisionKind.MATCHED, "re-entry")
         return [replace(decision, origin="fleet", known_by=fit.device)]
 
-    def _taken(self, track: Track) -> set[int]:
-        return self._shared.tracks.numbers(self._shared.links.rivals(track.key))
+    def _taken(self, track: Track) -> Set[int]:
+        return self._shared.taken(track.key)
 
     def _best(self, track: Track, reply: Reply) -> _Fit | None:
         """Return the best candidate, but for people who were seen together with the track; None: nobody."""

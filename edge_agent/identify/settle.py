@@ -13,7 +13,7 @@ from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.identify.fit import Fitting, Shared, best_two
 from edge_agent.identify.near import Lookalikes, best_pairs
 from edge_agent.identify.slips import Slip, Slips
-from edge_agent.identify.tracks import CLEAR_LEAD, Track
+from edge_agent.identify.tracks import CLEAR_LEAD, MOST_BETWEEN, Track
 
 FUSED = "fused"
 """Reason of a correction because two identities were found to be one person."""
@@ -254,15 +254,21 @@ class Reviewer:
             return self._settler.enrol(track, DecisionKind.CORRECTED, reason)
         return self._settler.decision(track, DecisionKind.CORRECTED, reason)
 
+    def compares(self, track: Track) -> bool:
+        """Whether a review of a decided track compares it with others; else it only looks for slips."""
+        return track.evidence.count >= max(self._shared.settings.fuse_crops, track.compare_at)
+
     def review(self, track: Track) -> list[Decision]:
         """Compare a decided track again with new evidence: fuse identities, or move the track."""
         if track.number is not None and (slip := self._slips.find(track, track.number)) is not None:
             return [self._split(track, track.number, slip)]
-        if track.number is None or track.evidence.count < self._shared.settings.fuse_crops:
+        if track.number is None or not self.compares(track):
             return []
         if track.founder:
             return self._join_founder(track, track.number) or self._fuser.fuse([track.number])
         number, score, second = self._fitting.fit([track]).best(0)
+        if number == track.number and second is None:
+            self._postpone(track)
         held = self._fitting.without_own(track, track.number)
         if (
             number is None
@@ -300,10 +306,16 @@ class Reviewer:
         fit = self._fitting.fit([track])
         fit.scores[0, np.isin(fit.numbers, [own, *self._shared.seen_with(own)])] = -np.inf
         number, score, second = fit.best(0)
+        if number is None:
+            self._postpone(track)
         if number is None or score < self._fitting.threshold(track) or self._is_ambiguous(score, second):
             return []
         track.score, track.runner_up = score, second
         return self._fuser.join(min(own, number), max(own, number))
+
+    def _postpone(self, track: Track) -> None:
+        """Compare a track later again, since it is like nobody else: the longer it was, the later."""
+        track.compare_at = track.evidence.count + min(track.evidence.count, MOST_BETWEEN)
 
     def _is_ambiguous(self, score: float, second: float | None) -> bool:
         return second is not None and score < second + self._shared.settings.margin

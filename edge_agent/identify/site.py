@@ -39,8 +39,11 @@ _SEARCHES_FOR_HALF, _SEARCHES_KEPT = 5.0, 100.0
 SAMPLED = 48
 """Identities of the gallery that are compared with each other."""
 _CHANGES = 20
-"""Least number of changed values of pairs after which the threshold is computed again; with more pairs, as
-many as there are."""
+"""Least number of changed values of pairs after which the threshold is computed again."""
+_COUNTED = 100
+"""Pairs up to which each further one counts as well."""
+_RENEWED = 2
+"""The same for more pairs, by their number: each value is renewed by every picture of these people."""
 _USUAL = 0.9
 """Share of the visits of one person that match by the prior alone. A place where people are more alike than
 the prior knows would otherwise join the first of them, and then see nobody from whom it could learn it."""
@@ -213,7 +216,12 @@ class ThresholdPolicy:
         """Estimate the scores of impostors; the latest stay where joined people took the last pairs away."""
         self._sample()
         pairs = len(self.site)
-        state = (self.site.changes // max(_CHANGES, pairs), pairs, self._sampled, self.prior)
+        state = (
+            self.site.changes // max(_CHANGES, _RENEWED * pairs),
+            min(pairs, _COUNTED),
+            self._sampled,
+            self.prior,
+        )
         if state != self._state:
             self._state = state
             self._estimates.clear()

@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 TrackKey = tuple[str, int]  # camera and track number
 REVIEW_CROPS = 10
 """Further good crops after which the decision on a track is reviewed."""
+MOST_BETWEEN = 30
+"""Most good crops after which a decided track that is like nobody else is compared again with all others."""
 CLEAR_LEAD = 0.05
 """Lead in cosine that makes one fit clearly better than another. A decision with less is narrow."""
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions can still be corrected."""
-_SAME_BODY = 0.5
-"""Two boxes that share this much of the smaller one may be two detections of one person."""
-
 _ALIKE_S = 0.125
 """Seconds in which two crops of a track become independent: until then they show the same pose and light. The
 means of N crops of three networks agree with it over intervals of 0.1 to 1 s (decision 056)."""
@@ -45,8 +44,6 @@ _SMALL_SHARE = 0.6
 have to do; elsewhere the same person comes nearer, and what stays small is often no person."""
 _HEIGHTS = 2000
 """Crops over which the mean height of a camera is taken."""
-
-_NOBODY: frozenset[TrackKey] = frozenset()
 
 
 class Evidence:
@@ -166,6 +163,7 @@ class Track:
         founder: whether that identity was enrolled from this track.
         decision: the latest one, departures aside.
         decided_at, stored_at: evidence count at the latest attempt to decide, and at the latest exemplar.
+        compare_at: evidence count from which a review compares it with other identities.
         review_until: evidence count up to which a narrow decision needs further crops soon.
         score, runner_up: of the best and the second-best identity at the latest comparison.
         search: the latest gallery search for it.
@@ -190,6 +188,7 @@ class Track:
     decision: Decision | None = None
     decided_at: float = 0.0
     stored_at: float = 0.0
+    compare_at: float = 0.0
     review_until: float = 0.0
     ended: bool = False
     score: float | None = None
@@ -259,6 +258,8 @@ class TrackTable:
         self._holders: dict[int, set[TrackKey]] = {}
         self._numbers: dict[TrackKey, int] = {}
         """Identities of the tracks that have one."""
+        self.changes = 0
+        """Number of changes of these."""
         self._parts = 0
         self._heights: dict[str, _Heights] = defaultdict(_Heights)
 
@@ -345,7 +346,8 @@ class TrackTable:
             self._set(track, None)
 
     def _set(self, track: Track, number: int | None, *, founder: bool = False) -> None:
-        track.number, track.founder = number, founder
+        track.number, track.founder, track.compare_at = number, founder, 0.0
+        self.changes += 1
         if number is None:
             self._numbers.pop(track.key, None)
         else:
@@ -365,6 +367,7 @@ class TrackTable:
         if number is not None:
             self._holders.setdefault(number, set()).add(key)
             self._numbers[key] = number
+            self.changes += 1
         before.close()
         track.former.append((since, part))
         track.decided_at, track.review_until = track.evidence.count, 0.0
@@ -396,103 +399,10 @@ class TrackTable:
         for key in gone:
             number = self._tracks.pop(key).number
             self._numbers.pop(key, None)
+            self.changes += 1
             if number is not None:
                 self.holders(number).discard(key)
                 if not self._holders.get(number):
                     self._holders.pop(number, None)
                     unheld.append(number)
         return gone, unheld
-
-
-class Covisibility:
-    """Cannot-link: two tracks that were together in `needed` frames of a camera are different people.
-
-    Boxes that share a body may be two detections of one person. Where the place of a box is not known, the
-    upstream that cut the crops is believed.
-    """
-
-    def __init__(self, frames: int) -> None:
-        self.needed = frames
-        self._together: dict[TrackKey, dict[TrackKey, int]] = {}
-        """Frames of pairs that may be one person, by each of both tracks."""
-        self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
-        self._apart: dict[str, set[TrackKey]] = {}
-        """Tracks of the latest frame of a camera that are all known to be different people."""
-
-    def observe(self, seen: Sequence[TrackObservation]) -> None:
-        """Count the tracks of one frame of one camera."""
-        if not all(one.sure for one in seen):
-            seen = [one for one in seen if one.sure]
-        if len(seen) < 2:
-            return
-        places = {(one.camera, one.track_id): place for place, one in enumerate(seen)}
-        camera = seen[0].camera
-        apart = self._apart.get(camera, set()).intersection(places)
-        if len(apart) == len(places):
-            return
-        open_ = [key for key in places if key not in apart]
-        pairs = [
-            (key, other)
-            for key in open_
-            for other in places.keys() - self._rivals.get(key, _NOBODY)
-            if key < other or (other in apart and key != other)
-        ]
-        if pairs:
-            shared = _share_body(np.stack([one.box for one in seen]))
-            placed = [one.placed for one in seen]
-            for a, b in pairs:
-                i, j = places[a], places[b]
-                if not (shared[i, j] and placed[i] and placed[j]):
-                    self._count(a, b)
-        for key in open_:
-            if self._rivals.get(key, _NOBODY) >= apart:
-                apart.add(key)
-        self._apart[camera] = apart
-
-    def rivals(self, track: TrackKey) -> set[TrackKey]:
-        """Return the tracks that are certainly other people than this one."""
-        return self._rivals.get(track, set())
-
-    def split(
-        self, track: TrackKey, part: TrackKey, before: Collection[TrackKey], since: Collection[TrackKey]
-    ) -> None:
-        """Divide the rivals of a track among its part before a time, and the track since that time."""
-        self._apart.pop(track[0], None)
-        rivals = self._rivals.pop(track, set())
-        for rival in rivals:
-            self._rivals[rival].discard(track)
-        for key, seen in ((part, before), (track, since)):
-            for rival in rivals.intersection(seen):
-                self._rivals[rival].add(key)
-                self._rivals[key].add(rival)
-
-    def forget(self, tracks: Iterable[TrackKey]) -> None:
-        """Drop tracks that ended long ago."""
-        if not (gone := set(tracks)):
-            return
-        for track in gone:
-            for other in self._together.pop(track, ()):
-                self._together.get(other, {}).pop(track, None)
-            for rival in self._rivals.pop(track, set()):
-                self._rivals[rival].discard(track)
-
-    def _count(self, a: TrackKey, b: TrackKey) -> None:
-        of_a, of_b = self._together.setdefault(a, {}), self._together.setdefault(b, {})
-        frames = of_a.pop(b, 0) + 1
-        if frames < self.needed:
-            of_a[b] = of_b[a] = frames
-        else:
-            of_b.pop(a, None)
-            self._rivals[a].add(b)
-            self._rivals[b].add(a)
-
-
-def _share_body(boxes: np.ndarray) -> np.ndarray:
-    """`(N, N)` bool: whether the smaller of two boxes lies mostly in the other."""
-    corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    opposite = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    sides = np.clip(opposite - corner, 0, None)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    smaller = np.minimum(area[:, None], area[None, :])
-    shared: np.ndarray = sides[..., 0] * sides[..., 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
-    return shared

@@ -11,8 +11,9 @@ from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
+from edge_agent.identify.covisible import Covisibility
 from edge_agent.identify.site import FEWEST_COUNTED, Calibrated, pair_rate, search_rate
-from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence, TrackTable, worth
+from edge_agent.identify.tracks import REVIEW_CROPS, Evidence, TrackTable, worth
 
 D = 64
 SIZE = (640, 480)
