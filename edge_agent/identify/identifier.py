@@ -337,7 +337,9 @@ class Identifier:
         forgotten, unheld = self.tracks.forget_old()
         self._shared.links.forget(forgotten)
         self._lookalikes.forget(unheld)
-        decisions = decided if track.number is None else [*decided, *self._fuser.fuse([track.number])]
+        decisions = decided
+        if track.number is not None and track.evidence.count >= track.compare_at:
+            decisions = [*decided, *self._fuser.fuse([track.number])]
         if self._company is not None:
             self._company.note(track)
         if track.number is not None or track.decision is not None:  # an event of the track was published
