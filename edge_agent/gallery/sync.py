@@ -35,7 +35,7 @@ from edge_agent.gallery.votes import Votes
 if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
 
-_NAMED_CHANGES = 1000
+_NAMED_CHANGES = 4000
 """Identities with the latest changes, which `changes_since` can name."""
 _LEAST_TURN = 0.02
 """Change of an offset, as a length, from which the rows of its view are turned; it is less certain."""

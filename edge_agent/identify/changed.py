@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
-MOST_CHANGED = 1000
+MOST_CHANGED = 4000
 """Identities kept; a quarter is dropped when there are more."""
 _MOST_COPIED = 0.4
 """Share of the entries up to which copying their rows costs less than comparing all."""
