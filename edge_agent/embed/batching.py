@@ -24,7 +24,7 @@ JOINED_S = 0.03
 """Engine time up to which crops of different submissions share a batch, and are packed ahead: no longer than
 the interval of camera frames, since the pipeline reads no frames while it waits for a batch."""
 _PACKING_S = 0.001
-"""Interval at which the packer is polled."""
+"""Interval at which the packer is polled, and an engine of which only a part is busy."""
 
 _ONE = np.ones(1, np.float32)
 _UNIT_TOLERANCE = np.full(1, 0.02, np.float32)
@@ -123,6 +123,8 @@ class Batcher:
         if not any(of is job for of, _ in [*self._packing, *self._filled]):
             parts = (batch.done_at for batch in self._batches if any(of is job for of, _ in batch.parts))
             done_at = max(parts, default=done_at)
+        if self._engine.hungry and not self._engine.ready:  # a frame that comes meanwhile can be begun
+            return max(_PACKING_S, done_at - time.monotonic())
         return max(0.0, done_at - time.monotonic())
 
     @property

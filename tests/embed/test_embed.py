@@ -341,6 +341,16 @@ def test_it_gives_the_time_during_which_the_engine_cannot_be_done(tmp_path):
         assert stage.due_s == 0
 
 
+def test_while_a_part_of_the_engine_is_idle_it_is_not_waited_for(tmp_path, monkeypatch):
+    with simulated(tmp_path, seconds_a_crop=0.1) as stage:
+        stage.submit([(picture(1), detections(2))])
+        assert stage.due_s == 0, "not known yet"
+        monkeypatch.setattr(type(stage.engine), "hungry", True)
+        assert stage.due_s > 0, "sources can be waited for"
+        monkeypatch.setattr(type(stage.engine), "ready", True)
+        assert stage.due_s == 0, "there are rows"
+
+
 def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path, monkeypatch):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
     with embedder(prepared, max_batch=4) as stage:
