@@ -59,7 +59,7 @@ class Applier:
         fresh = {one.id for one in page.contributions if one.exemplars}
         roots_of = {one.id: one.root for one in page.people}
         fresh |= {roots_of.get(id_, id_) for id_ in fresh}
-        self._note_missing(page)
+        self._begin(page)
         self._believe(page)
         yield from self._means(page.means)
         # An identity takes the id of a root that is not here before the root would become another identity.
@@ -81,9 +81,10 @@ class Applier:
 
     # ---- people
 
-    def _note_missing(self, page: Page) -> None:
-        """Note whether the page has people who were here, and of whom it does not have everything."""
+    def _begin(self, page: Page) -> None:
+        """Begin a page; note whether it has people who were here, of whom it does not have everything."""
         with self.gallery.file.changing(durable=False) as rows:
+            rows.site.begin_page()
             if rows.site.copy is not None or rows.site.skipped:
                 return
             expired = {one.id for one in page.people if _has_expired(rows, one, page.now)}

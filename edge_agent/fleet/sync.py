@@ -127,8 +127,9 @@ class Sync:
                 site.begin_copy("erase" if mark < welcome.horizon and not was_restored else "keep")
             elif mark < welcome.horizon:
                 site.begin_copy("erase")
-            elif site.copy is not None or mark == 0 or mark != welcome.confirmed:
-                # Anew: what was applied since, a store that lost its last seconds may not have any more.
+            elif (
+                site.copy is not None or mark == 0 or mark != welcome.confirmed or site.is_partly_applied
+            ):  # anew: what was applied since, a store that lost its last seconds may not have any more
                 site.begin_copy(site.copy or "keep")
             if not was_restored:
                 site.drop_tombstones(welcome.horizon)

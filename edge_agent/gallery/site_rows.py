@@ -18,8 +18,9 @@ Copy = Literal["keep", "erase"]
 _AT_ONCE = 500
 """Values of one statement; older versions of SQLite take 999."""
 _MARK, _COPY, _SKIPPED = "fleet_mark", "fleet_copy", "fleet_skipped"
+_PARTLY = "fleet_page"
 _RECEIPT, _PENDING = "fleet_receipt", "fleet_receipt_pending"
-_META = (_MARK, _COPY, _SKIPPED, _RECEIPT, _PENDING)
+_META = (_MARK, _COPY, _SKIPPED, _PARTLY, _RECEIPT, _PENDING)
 
 
 class SiteRows:
@@ -58,8 +59,18 @@ class SiteRows:
         return self._store.meta(_RECEIPT) is not None
 
     def put_mark(self, mark: int) -> None:
-        """Note that everything up to a version is applied."""
+        """Note that everything up to a version is applied, and nothing beyond it."""
         self._store.put_meta(_MARK, mark)
+        self._store.run("DELETE FROM meta WHERE key = ?", (_PARTLY,))
+
+    @property
+    def is_partly_applied(self) -> bool:
+        """Whether a page was begun that ends after the mark."""
+        return bool(self._store.meta(_PARTLY))
+
+    def begin_page(self) -> None:
+        """Note that a page is being applied, until the mark is put."""
+        self._store.put_meta(_PARTLY, 1)
 
     def put_receipt(self, receipt: str, *, pending: bool) -> None:
         """Note what is being given to the store, and then that the store has it."""
