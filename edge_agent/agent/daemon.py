@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from edge_agent.agent.engine_watch import EngineWatch
+from edge_agent.agent.garbage import short_collections
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.pipeline import Pipeline, TaskQueue
 from edge_agent.agent.results import FrameOutcome, Summary
@@ -220,7 +221,8 @@ class Agent:
                 stages.publisher,
             )
             try:
-                pipeline.run(stop)
+                with short_collections():
+                    pipeline.run(stop)
             finally:
                 self._wind_up(stages)
         seconds = time.perf_counter() - began
