@@ -123,6 +123,6 @@ def test_histories(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_many_histories(folder: Path) -> None:
     run_histories(folder, 10_000)
