@@ -254,7 +254,7 @@ def test_what_others_do_meanwhile_is_repeated(tmp_path: Path, happening: Callabl
 
 
 def test_every_method_that_changes_an_identifier_is_recorded() -> None:
-    reads = {"number", "replied", "together"}
+    reads = {"number", "replied", "together", "at_once"}
     public = {name for name in vars(Identifier) if not name.startswith("_")} - reads
     assert public <= set(vars(RecordedIdentifier)), (
         "override it in RecordedIdentifier, and repeat it in a replay"
