@@ -20,6 +20,7 @@ from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError
 from edge_agent.core.files import MAX_TEXT_BYTES, read_file
 from edge_agent.core.host import is_loopback
 from edge_agent.core.redaction import ESCAPING, broker_address, parse_address
+from edge_agent.core.tls import client_context
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -173,8 +174,7 @@ def _tls_context(broker: BrokerSettings) -> ssl.SSLContext:
         for file in (chosen.ca_file, chosen.cert_file, chosen.key_file):
             if file is not None:
                 read_file(file, MAX_TEXT_BYTES)
-        context = ssl.create_default_context(cafile=chosen.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context = client_context(chosen.ca_file)
         if chosen.cert_file is not None:
             context.load_cert_chain(chosen.cert_file, chosen.key_file, _refuse_passphrase)
     except (OSError, InputError) as problem:  # SSLError is an OSError

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.distribution import install_command
 from edge_agent.core.fleet_settings import StoreAddress
+from edge_agent.core.tls import client_context
 from edge_agent.fleet.postgres.handshake import server_certificate
 from edge_agent.fleet.store import StoreDown, StoreRefused
 
@@ -69,8 +70,7 @@ class Login:
             return None
         file = self.ca_file
         try:
-            context = ssl.create_default_context(cafile=str(file))
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context = client_context(file)
             if self.cert_file is not None:
                 file = self.cert_file
                 # A key with a passphrase would ask for it at the terminal: it gets an empty one.
