@@ -352,9 +352,7 @@ class StageOpener:
     ) -> tuple[AnyPublisher, Erasure, PeopleEvents, CommandHandlers]:
         settings, stack = self.settings, self.stack
         outboxes: dict[str, Outbox] = {}
-        settle = (
-            gallery.file.log.settle
-        )  # whoever learns of a person finds the person, also after a power cut
+        settle = gallery.file.log.settle  # an event must not outlive its person in a power cut
         if settings.mqtt.broker is not None:
             outboxes[OUTBOX_FILE] = stack.enter_context(make_outbox(settings, clock, settle=settle))
         if (copies := open_copies(settings, clock, settle)) is not None:

@@ -116,6 +116,8 @@ def _writer(hint: Any) -> Callable[[Any], Any] | None:  # noqa: ANN401 - a type
     """Return what converts values of a type; None where they are JSON values already."""
     if hint == Time:
         return rfc3339
+    if hint == Time | None:
+        return _written_time
     choices = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
     if all(one in _SCALARS or get_origin(one) is Literal for one in choices):
         return None
@@ -125,6 +127,10 @@ def _writer(hint: Any) -> Callable[[Any], Any] | None:  # noqa: ANN401 - a type
 _SCALARS = {str, int, float, bool, NoneType}
 _REPEATED = {EngineData, DeviceSummary}
 """Classes whose values stay the same for many events."""
+
+
+def _written_time(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(seconds)
 
 
 @lru_cache(maxsize=16)

@@ -199,9 +199,9 @@ class Fitting:
         assert base is not None  # else nothing is compared
         return base - MOST_SHIFT - self._shared.settings.margin
 
-    def _taken(self, track: Track) -> set[int]:
+    def _taken(self, track: Track) -> Set[int]:
         """Return the identities of others that were seen together with a track."""
-        return set(self._shared.taken(track.key) - {track.number})
+        return self._shared.taken(track.key) - {track.number}
 
     def fit(self, tracks: Sequence[Track]) -> Fit:
         """Score tracks against the identities that they may have, as far as it can matter to a decision."""

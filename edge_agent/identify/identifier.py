@@ -13,6 +13,7 @@ to be one person are joined (fuse). Each change is a `corrected` decision that n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -256,7 +257,8 @@ class Identifier:
         if len(pooled) < 2:
             return
         cameras, camera, time = self._shared.gallery.cameras, pooled[0].key[0], pooled[0].last.time
-        if len(self.thresholds.site) >= MAX_PAIRS and abs(time - self._learnt_at.get(camera, 0.0)) < LEARN_S:
+        since = abs(time - self._learnt_at.get(camera, -math.inf))
+        if since < LEARN_S and len(self.thresholds.site) >= MAX_PAIRS:
             return
         self._learnt_at[camera] = time
         pairs = self._latest_pairs(pooled)

@@ -38,12 +38,11 @@ _COHORT_WEIGHT = 0.5
 _SEARCHES_FOR_HALF, _SEARCHES_KEPT = 5.0, 100.0
 SAMPLED = 48
 """Identities of the gallery that are compared with each other."""
-_CHANGES = 20
-"""Least number of changed values of pairs after which the threshold is computed again."""
+_CHANGES, _RENEWED = 20, 2
+"""The threshold is computed again after so many changed values of pairs, or so many times the number of pairs
+if that is more: every picture of the same people changes the same values."""
 _COUNTED = 100
-"""Pairs up to which each further one counts as well."""
-_RENEWED = 2
-"""The same for more pairs, by their number: each value is renewed by every picture of these people."""
+"""Number of pairs up to which it is also computed again when there is one more."""
 _USUAL = 0.9
 """Share of the visits of one person that match by the prior alone. A place where people are more alike than
 the prior knows would otherwise join the first of them, and then see nobody from whom it could learn it."""

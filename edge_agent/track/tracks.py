@@ -95,9 +95,7 @@ class TrackTable:
 
     def appearance(self, width: int) -> Vectors:
         """`(T, width)` view, unit rows where `KNOWN`."""
-        if (
-            width > self._appearance.shape[1]
-        ):  # before the first embedding; a failed engine gives a width of 0
+        if width > self._appearance.shape[1]:  # the first embedding; a failed engine gives a width of 0
             self._appearance = np.zeros((len(self._appearance), width), np.float32)
         return self._appearance[: len(self.ids), :width]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from edge_agent.core.config import IdentifySettings
@@ -30,45 +31,47 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def shown(scene: Scene, crop: object, frames: int, compared: list[int]) -> list[int]:
-    """Show one track; return the frames after which its identity was compared."""
+@pytest.fixture
+def scene(gallery: Gallery, people: People) -> Scene:
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
+    warm(scene, people)
+    return scene
+
+
+@pytest.fixture
+def people() -> People:
+    return People(8)
+
+
+def gaps(scene: Scene, crop: np.ndarray, frames: int, compared: list[int]) -> list[int]:
+    """Show one track; return the frames between the comparisons of its identity, at least four."""
     at = []
     for frame in range(1, frames + 1):
         compared.clear()
         scene.show({9: crop})
         if compared:
             at.append(frame)
-    return at
+    assert len(at) > 4
+    return [later - earlier for earlier, later in pairwise(at)]
 
 
 def test_somebody_who_is_like_nobody_is_compared_less_and_less_often(
-    gallery: Gallery, compared: list[int]
+    scene: Scene, people: People, compared: list[int]
 ) -> None:
-    people = People(8)
-    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
-    warm(scene, people)
-    at = shown(scene, people.centres[7], 8 * MOST_BETWEEN, compared)
-    gaps = [later - earlier for earlier, later in pairwise(at)]
-    assert len(gaps) >= 4
-    assert gaps == sorted(gaps)
-    assert gaps[0] >= REVIEW_CROPS
-    assert gaps[-1] == MOST_BETWEEN
+    found = gaps(scene, people.centres[7], 8 * MOST_BETWEEN, compared)
+    assert found == sorted(found)
+    assert found[0] >= REVIEW_CROPS
+    assert found[-1] == MOST_BETWEEN
 
 
 def test_somebody_who_is_like_another_is_compared_as_often_as_before(
-    gallery: Gallery, compared: list[int]
+    scene: Scene, people: People, compared: list[int]
 ) -> None:
-    people = People(8)
-    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
-    warm(scene, people)
     threshold = scene.identifier.thresholds.in_force.value
     assert threshold is not None
     near = threshold + 0.02  # before the means of cameras are subtracted
     alike = unit(near * people.centres[0] + (1 - near**2) ** 0.5 * people.centres[7])
-    at = shown(scene, alike, 6 * MOST_BETWEEN, compared)
-    gaps = [later - earlier for earlier, later in pairwise(at)]
-    assert len(gaps) >= 4
-    assert set(gaps) == {REVIEW_CROPS}
+    assert set(gaps(scene, alike, 6 * MOST_BETWEEN, compared)) == {REVIEW_CROPS}
 
 
 def test_pictures_of_a_moment_are_learned_once_where_enough_is_known(
