@@ -35,8 +35,8 @@ from tests.conftest import find_free_port, started
 OPERATOR, VIEWER = ("olga", "correct horse battery"), ("vera", "staple only looking")
 CHROMIUM = Path("/usr/bin/chromium")
 START_S = 60.0
-LOOPS = 8
-"""Times that the rendered street is repeated."""
+LOOPS = 45
+"""Times that the rendered street is repeated: 15 minutes, so that no camera ends before the last test."""
 
 
 def edge_agent(*arguments: object, given: str = "") -> str:

@@ -141,8 +141,10 @@ def test_an_event_shows_why(open_page: Open, site: Site, operator: Client) -> No
     columns = event.locator(".evidence .columns > div")
     expect(columns).to_have_count(2)
     for column in columns.all():
-        expect(column.locator("img.crop").first).to_be_visible()
-        assert column.locator("img.crop").first.evaluate("image => image.naturalWidth") > 0
+        crop = column.locator("img.crop").first
+        expect(crop).to_be_visible()
+        expect(crop).to_have_js_property("complete", True)
+        expect(crop).not_to_have_js_property("naturalWidth", 0)
 
 
 def test_forget_asks_first_and_leaves_nothing(open_page: Open, site: Site, operator: Client) -> None:
