@@ -42,15 +42,14 @@ from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
-from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.detect.opening import Detection
 from edge_agent.detect.search import one_by_one
 from edge_agent.engine import open_simulated
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
+from edge_agent.offline.bench.arrivals import Arrivals
 from edge_agent.offline.bench.environment import fill_gallery, open_broker
 from edge_agent.offline.bench.load import given_detections
-from edge_agent.offline.bench.stagetimes import Arrivals
 from edge_agent.track.tracker import Tracker
 
 Result = TypeVar("Result")
@@ -159,8 +158,7 @@ def running(load_: Load, folder: Path, broker: str) -> Iterator[Agent]:
         cameras, Detection(one_by_one(given_detections), lambda _: _LEVELS, "given", lambda: 0.0)
     )
     run = threading.Thread(target=agent.run, args=(stop,), name="pipeline")
-    connection = BrokerSettings.of(settings.mqtt)
-    with Subscriber(connection, ("edge/v1/#",), limit=100_000) as subscriber, Arrivals(subscriber):
+    with Arrivals(BrokerSettings.of(settings.mqtt)):
         run.start()  # with a subscriber, or the outbox would keep its events
         agent.opened.wait()
         try:

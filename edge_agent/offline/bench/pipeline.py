@@ -33,19 +33,18 @@ from edge_agent.core.loading import state_folder
 from edge_agent.core.manifest import write_atomic
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import ScoreLevels
-from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.detect.opening import Detection
 from edge_agent.detect.search import one_by_one
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.engine.precision.calibration import engines_folder
+from edge_agent.offline.bench.arrivals import Arrivals
 from edge_agent.offline.bench.detection import SimulatedSearch
 from edge_agent.offline.bench.environment import fill_gallery, machine, open_broker
 from edge_agent.offline.bench.load import Plan, given_detections, make_cameras, make_streets, packed_crops
 from edge_agent.offline.bench.speed import Latency, rate_alone
 from edge_agent.offline.bench.stagetimes import (
-    Arrivals,
     Counters,
     DeviceWork,
     Span,
@@ -153,12 +152,7 @@ def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str
     possible = limits[0] if detector is None else detector.crops_per_second(limits[0])
     fps = plan.fps or plan.load * possible * plan.every / (plan.cameras * plan.people * plan.busy)
     over = threading.Event()
-    connection = BrokerSettings.of(own.mqtt)
-    with (
-        Subscriber(connection, ("edge/v1/#",), limit=100_000) as subscriber,
-        Arrivals(subscriber) as arrivals,
-        stack,
-    ):
+    with Arrivals(BrokerSettings.of(own.mqtt)) as arrivals, stack:
         window = Window(plan, over, arrivals, began, DeviceWork if detector is None else detector.work)
         agent = window.agent = Agent(own, observe=window)
         cameras = make_cameras(plan, streets, fps, over)

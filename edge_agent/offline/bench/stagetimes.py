@@ -1,4 +1,4 @@
-"""Measurement of a run: time by stage, CPU time by thread, delay of events, and working times of each stage.
+"""Measurement of a run: time by stage, CPU time by thread, and working times of each stage.
 
 `StageClock` replaces the pipeline's `Heartbeat` then, so the pipeline is measured unchanged.
 """
@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_agent.core.heartbeat import Heartbeat
-from edge_agent.core.structures import DecisionKind
-from edge_agent.core.timing import parse_time
 from edge_agent.engine.base import DEPTH
 
 if TYPE_CHECKING:
     from edge_agent.agent.daemon import Agent
     from edge_agent.agent.results import FrameOutcome
-    from edge_agent.deliver.subscriber import Subscriber
+    from edge_agent.offline.bench.arrivals import Arrivals
     from edge_agent.offline.bench.load import Plan
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -150,45 +148,6 @@ def timeline_svg(spans: list[Span], seconds: float = 0.2) -> str:
 WARM_UP_S = 3.0
 """Not measured: all tracks are new at once and all are identified."""
 
-_FRESH = (DecisionKind.MATCHED, DecisionKind.ENROLLED)
-"""Decisions made on the frame whose time they name."""
-
-
-@dataclass(slots=True)
-class Arrivals:
-    """Receives events on a thread; records their delay after the frame."""
-
-    subscriber: Subscriber
-    latency_s: list[float] = field(default_factory=list)
-    received: int = 0
-    since: float = float("inf")
-    """Events of earlier frames are not counted, Unix seconds."""
-    _over: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> Arrivals:
-        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join(2.0)
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            message = self.subscriber.next(0.2)
-            if message is None:
-                continue
-            now = time.time()
-            self.received += 1
-            if not message.topic.endswith(tuple(f"/identity/{kind.value}" for kind in _FRESH)):
-                continue
-            at = parse_time(json.loads(message.payload)["data"]["frame_time"])
-            if at >= self.since:
-                self.latency_s.append(now - at)
-
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -298,7 +257,7 @@ class Window:
             self.agent.pipeline.set_load(replace(self.agent.pipeline.load, every_nth=self.plan.every))
 
     def _begin(self) -> Counters:
-        self.arrivals.since = time.time()
+        self.arrivals.count_from(time.time())
         self.began()
         assert self.agent is not None
         assert self.agent.pipeline is not None  # it called this
