@@ -225,11 +225,11 @@ class Fitting:
             if (len(best) == 2 and best[1] >= near.reach) or near.reach == -math.inf:
                 track.score, track.runner_up = (*best, None, None)[:2]
                 return
-            query = self._shared.compared(track)
-            if count == 0:
-                near, count = self._neighbours.widest(query, near.search), NEAREST
+            query, count = self._shared.compared(track), 4 * count or NEAREST
+            if count == NEAREST:
+                near = self._neighbours.widest(query, near.search)
             else:
-                near, count = self._neighbours.nearest(query, count), 4 * count
+                near = self._neighbours.nearest(query, count)
 
     def without_own(self, track: Track, number: int) -> float | None:
         """Score a track against an identity, its own exemplars left out; None: there are no others."""

@@ -30,6 +30,8 @@ SLACK = 0.03
 _ROUNDING = 1e-4
 """Upper bound of the rounding error of float32 cosines."""
 _FIRST = np.zeros(1, np.intp)
+_NOBODY: Numbers = np.zeros(0, np.int64)
+_NO_SCORES: Vector = np.zeros(0, np.float32)
 
 
 class Searchable(Changing, Protocol):
@@ -84,9 +86,8 @@ class Neighbours:
         self._gallery = gallery
         self._nearest = nearest
         self.changed = Changed(gallery)
-        self._updates: dict[int, tuple[Search, Search | None]] = {}
-        """By the identity of an object: searches, and what `_followed` made of them at `_updates_mark`."""
-        self._updates_mark = 0
+        self._updates: dict[int, tuple[Search, Search]] = {}
+        """By the identity of an object: searches, and what `_followed` made of them since `follow`."""
 
     def near(
         self,
@@ -114,28 +115,36 @@ class Neighbours:
 
     def follow(self, known: Iterable[Search | None]) -> None:
         """Compare the changed identities with many searches at once, which costs less than one by one."""
+        self._updates.clear()
         self._followed([one for one in known if one is not None])
 
     def _followed(self, known: Sequence[Search | None]) -> list[Search | None]:
         """Return searches with the changed identities compared again; None: search the gallery."""
         changed = self.changed
         changed.follow()
-        if self._updates_mark != changed.mark:
-            self._updates.clear()
-            self._updates_mark = changed.mark
-        found = [one if one is not None and one.mark >= changed.since else None for one in known]
+        found = [
+            None if one is None else self._updates[id(one)][1] if id(one) in self._updates else one
+            for one in known
+        ]
         late = {
-            id(one): one
-            for one in found
-            if one is not None and one.mark < changed.mark and id(one) not in self._updates
+            id(one): (one, last)
+            for one, last in zip(known, found, strict=True)
+            if one is not None and last is not None and changed.since <= last.mark < changed.mark
         }
         if late:
-            queries = np.stack([one.query for one in late.values()])
-            numbers, marks, scores = changed.best(queries, min(one.mark for one in late.values()))
-            for row, (key, one) in enumerate(late.items()):
-                fresh = marks > one.mark
-                self._updates[key] = one, self._updated(one, numbers[fresh], scores[row, fresh])
-        return [self._updates[id(one)][1] if id(one) in self._updates else one for one in found]
+            queries = np.array([last.query for _, last in late.values()])
+            numbers, marks, scores = changed.best(queries, min(last.mark for _, last in late.values()))
+            for row, (one, last) in enumerate(late.values()):
+                fresh = slice(int(np.searchsorted(marks, last.mark, side="right")), None)
+                self._updates[id(one)] = one, self._updated(last, numbers[fresh], scores[row, fresh])
+        return [
+            self._updates[id(one)][1]
+            if id(one) in late
+            else last
+            if last is not None and last.mark >= changed.since
+            else None
+            for one, last in zip(known, found, strict=True)
+        ]
 
     def nearest(self, query: Vector, count: int) -> Near:
         """Search the `count` nearest identities of a query `(D,)`."""
@@ -159,30 +168,33 @@ class Neighbours:
         listed = set(last.numbers[:count])
         if also is not None:
             listed.add(also)
+        unseen = last.scores[count] if count < len(last.scores) else last.rest
+        if not listed:
+            return Near(_NOBODY, _NO_SCORES, _turned(unseen, cosine), last)
         owners, rows = self._gallery.vectors(listed)
         numbers, scores = best_pairs(owners, rows @ query[:, None])
-        unseen = last.scores[count] if count < len(last.scores) else last.rest
         return Near(numbers, scores[:, 0], _turned(unseen, cosine), last)
 
-    def _updated(self, last: Search, numbers: Numbers, scores: Vector) -> Search | None:
-        """Return a search with `scores` of the changed `numbers`; None when it becomes too large."""
-        changed = set(numbers.tolist())
-        near = scores > last.rest
+    def _updated(self, last: Search, numbers: Numbers, scores: Vector) -> Search:
+        """Return a search with `scores` of the changed `numbers`; of many identities the nearest stay."""
+        marks, rest = self.changed.marks, last.rest
         listed = [
             (score, number)
             for number, score in zip(last.numbers, last.scores, strict=True)
-            if number not in changed
+            if marks.get(number, 0) <= last.mark
         ]
-        listed += zip(scores[near].tolist(), numbers[near].tolist(), strict=True)
-        if len(listed) > 4 * self._nearest:
-            return None
-        listed.sort(key=_score, reverse=True)
+        near = np.flatnonzero(scores > rest)
+        if len(near):
+            listed += zip(scores[near].tolist(), numbers[near].tolist(), strict=True)
+            listed.sort(key=_score, reverse=True)
+        if len(listed) > 8 * self._nearest:
+            rest, listed = listed[4 * self._nearest][0], listed[: 4 * self._nearest]
         return Search(
             self.changed.mark,
             last.query,
             tuple([number for _, number in listed]),
             tuple([score for score, _ in listed]),
-            last.rest,
+            rest,
         )
 
     def _search(self, queries: Sequence[Vector], floor: float) -> list[Near]:
