@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.identify.tracks import TrackKey
 
@@ -15,7 +16,44 @@ if TYPE_CHECKING:
 
 _SAME_BODY = 0.5
 """Two boxes that share this much of the smaller one may be two detections of one person."""
-_NOBODY: frozenset[TrackKey] = frozenset()
+_FIRST_PLACES = 16
+Boxes = NDArray[np.float32]
+Places = NDArray[np.intp]
+
+
+class _Counts:
+    """Number of frames in which two tracks of a camera were together, for all pairs that are in view.
+
+    A matrix, since a newcomer in a crowd makes as many pairs as there are people. -1: the pair is known.
+    """
+
+    def __init__(self) -> None:
+        self.frames: NDArray[np.int32] = np.full((_FIRST_PLACES, _FIRST_PLACES), -1, np.int32)
+        self._places: dict[TrackKey, int] = {}
+        self._free = list(range(_FIRST_PLACES))
+
+    def places(self, tracks: Sequence[TrackKey], rivals: Mapping[TrackKey, set[TrackKey]]) -> Places:
+        """Return the rows of tracks in `frames`; a new track has no frames with others but its rivals."""
+        for track in tracks:
+            if track not in self._places:
+                self._add(track, rivals.get(track, set()))
+        return np.array([self._places[track] for track in tracks], np.intp)
+
+    def _add(self, track: TrackKey, rivals: set[TrackKey]) -> None:
+        if not self._free:
+            size = len(self.frames)
+            self.frames = np.pad(self.frames, (0, size), constant_values=-1)
+            self._free = list(range(size, 2 * size))
+        place = self._free.pop()
+        self.frames[place] = self.frames[:, place] = 0
+        known = [place, *(self._places[rival] for rival in rivals if rival in self._places)]
+        self.frames[place, known] = self.frames[known, place] = -1
+        self._places[track] = place
+
+    def drop(self, track: TrackKey) -> None:
+        """Forget a track."""
+        if (place := self._places.pop(track, None)) is not None:
+            self._free.append(place)
 
 
 class Covisibility:
@@ -27,8 +65,8 @@ class Covisibility:
 
     def __init__(self, frames: int) -> None:
         self.needed = frames
-        self._together: dict[TrackKey, dict[TrackKey, int]] = {}
-        """Frames of pairs that may be one person, by each of both tracks."""
+        self._counts: dict[str, _Counts] = defaultdict(_Counts)
+        """By camera, of pairs that may be one person."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
         self.changes = 0
         """Number of changes of these."""
@@ -41,29 +79,45 @@ class Covisibility:
             seen = [one for one in seen if one.sure]
         if len(seen) < 2:
             return
-        places = {(one.camera, one.track_id): place for place, one in enumerate(seen)}
         camera = seen[0].camera
-        apart = self._apart.get(camera, set()).intersection(places)
-        if len(apart) == len(places):
+        keys = [(camera, one.track_id) for one in seen]
+        apart = self._apart.get(camera, set())
+        open_ = [row for row, key in enumerate(keys) if key not in apart]
+        if not open_:
             return
-        open_ = [key for key in places if key not in apart]
-        pairs = [
-            (key, other)
-            for key in open_
-            for other in places.keys() - self._rivals.get(key, _NOBODY)
-            if key < other or (other in apart and key != other)
-        ]
-        if pairs:
-            shared = _share_body(np.stack([one.box for one in seen]))
-            placed = [one.placed for one in seen]
-            for a, b in pairs:
-                i, j = places[a], places[b]
-                if not (shared[i, j] and placed[i] and placed[j]):
-                    self._count(a, b)
-        for key in open_:
-            if self._rivals.get(key, _NOBODY) >= apart:
-                apart.add(key)
+        apart = apart.intersection(keys)
+        self._count(self._counts[camera], keys, seen, open_)
+        for row in open_:
+            if self._rivals.get(keys[row], set()) >= apart:
+                apart.add(keys[row])
         self._apart[camera] = apart
+
+    def _count(
+        self,
+        counts: _Counts,
+        keys: Sequence[TrackKey],
+        seen: Sequence[TrackObservation],
+        open_: Sequence[int],
+    ) -> None:
+        """Count the pairs of the tracks in rows `open_` with all."""
+        places = counts.places(keys, self._rivals)
+        at = np.ix_(places[open_], places)
+        frames = counts.frames[at]
+        together = frames >= 0
+        if not together.any():
+            return
+        boxes = np.concatenate([one.box for one in seen]).reshape(-1, 4)
+        placed = np.array([one.placed for one in seen])
+        together &= ~(_share_body(boxes[open_], boxes) & placed[open_][:, None] & placed)
+        frames += together
+        known = together & (frames >= self.needed)
+        frames[known] = -1
+        counts.frames[at] = frames
+        counts.frames[at[1].T, at[0].T] = frames.T
+        for i, j in np.argwhere(known).tolist():
+            self.changes += 1
+            self._rivals[keys[open_[i]]].add(keys[j])
+            self._rivals[keys[j]].add(keys[open_[i]])
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
         """Return the tracks that are certainly other people than this one."""
@@ -75,6 +129,7 @@ class Covisibility:
         """Divide the rivals of a track among its part before a time, and the track since that time."""
         self.changes += 1
         self._apart.pop(track[0], None)
+        self._counts[track[0]].drop(track)
         rivals = self._rivals.pop(track, set())
         for rival in rivals:
             self._rivals[rival].discard(track)
@@ -83,35 +138,31 @@ class Covisibility:
                 self._rivals[rival].add(key)
                 self._rivals[key].add(rival)
 
+    def ended(self, track: TrackKey) -> None:
+        """Note that a track is not seen any more; its rivals stay."""
+        self._counts[track[0]].drop(track)
+
     def forget(self, tracks: Iterable[TrackKey]) -> None:
         """Drop tracks that ended long ago."""
         if not (gone := set(tracks)):
             return
         self.changes += 1
         for track in gone:
-            for other in self._together.pop(track, ()):
-                self._together.get(other, {}).pop(track, None)
+            self.ended(track)
             for rival in self._rivals.pop(track, set()):
                 self._rivals[rival].discard(track)
 
-    def _count(self, a: TrackKey, b: TrackKey) -> None:
-        of_a, of_b = self._together.setdefault(a, {}), self._together.setdefault(b, {})
-        frames = of_a.pop(b, 0) + 1
-        if frames < self.needed:
-            of_a[b] = of_b[a] = frames
-        else:
-            of_b.pop(a, None)
-            self.changes += 1
-            self._rivals[a].add(b)
-            self._rivals[b].add(a)
 
-
-def _share_body(boxes: np.ndarray) -> np.ndarray:
-    """`(N, N)` bool: whether the smaller of two boxes lies mostly in the other."""
-    corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    opposite = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    sides = np.clip(opposite - corner, 0, None)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    smaller = np.minimum(area[:, None], area[None, :])
-    shared: np.ndarray = sides[..., 0] * sides[..., 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
+def _share_body(some: Boxes, boxes: Boxes) -> NDArray[np.bool_]:
+    """`(O, N)` whether the smaller of two boxes, of `(O, 4)` and `(N, 4)`, lies mostly in the other."""
+    corner = np.maximum(some[:, None, :2], boxes[None, :, :2])
+    opposite = np.minimum(some[:, None, 2:], boxes[None, :, 2:])
+    sides = np.maximum(opposite - corner, 0)
+    smaller = np.minimum(_area(some)[:, None], _area(boxes))
+    shared: NDArray[np.bool_] = sides[..., 0] * sides[..., 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
     return shared
+
+
+def _area(boxes: Boxes) -> Boxes:
+    area: Boxes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area

@@ -333,6 +333,7 @@ class Identifier:
         decided = self._newcomers.end(track)
         track.ended = True
         track.evidence.close()
+        self._shared.links.ended(track.key)
         if track.sure >= self._shared.settings.decide_crops:
             cameras = self._shared.gallery.cameras
             cameras.saw(track.key[0], track.origin, track.pooled(), track.number)
