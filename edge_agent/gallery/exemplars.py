@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,19 @@ _BATCH = 4096
 """Exemplars read at a time when the file is loaded."""
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the file has of an identity: its revision, None if there is no such identity, and its exemplars.
+
+    These are `(M, D)` in order of insertion, with M views; `origins` may be unknown.
+    """
+
+    revision: int | None
+    vectors: Vectors
+    views: list[View]
+    origins: tuple[str, ...] | None = None
+
+
 class Exemplars:
     """The exemplars of an open gallery file, of `dimension` numbers each; changes as in `Rows`.
 
@@ -33,8 +48,28 @@ class Exemplars:
 
     def __init__(self, store: Store, dimension: int) -> None:
         self.changed: set[int] = set()
+        self._revisions: dict[int, int] = {}
+        """Of the identities that the current transaction has changed."""
+        self._read: dict[int, list[tuple[bytes, str, int, str]]] = {}
+        """Vector, camera, epoch and origin of the exemplars of those that it has read since."""
         self._store = store
         self._dimension = dimension
+
+    def forget_change(self) -> None:
+        """Forget what a transaction changed and read: it is over, or was undone."""
+        self.changed.clear()
+        self._revisions.clear()
+        self._read.clear()
+
+    def state(self, number: int) -> State:
+        """Return the present state of an identity, without a query where the transaction knows it."""
+        revision: int | None = self._revisions.get(number)
+        if revision is None:
+            revision = self._store.value("SELECT revision FROM identity WHERE number = ?", (number,))
+        if (rows := self._read.get(number)) is None:
+            return State(revision, *self.of(number))
+        vectors = self.unpacked([row[0] for row in rows])
+        return State(revision, vectors, [row[1:3] for row in rows], tuple([row[3] for row in rows]))
 
     def add(self, number: int, vectors: Vectors, sources: Sequence[Source], most: int) -> int:
         """Insert exemplars `(M, D)` and prune to the `most` diverse; return how many of these are kept."""
@@ -89,8 +124,16 @@ class Exemplars:
 
     def mark(self, number: int) -> None:
         """Note that the exemplars of an identity change, for this process and the others."""
-        self._store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
+        revision = secrets.randbits(63)
+        self.gone(number)
+        if self._store.run("UPDATE identity SET revision = ? WHERE number = ?", (revision, number)).rowcount:
+            self._revisions[number] = revision
+
+    def gone(self, number: int) -> None:
+        """Note that an identity is removed."""
         self.changed.add(number)
+        self._revisions.pop(number, None)
+        self._read.pop(number, None)
 
     def prune(self, number: int, most: int) -> set[int]:
         """Delete own exemplars beyond the `most` by the rule of `diverse_rows`, in order of storage.
@@ -99,14 +142,16 @@ class Exemplars:
         """
         self.mark(number)
         rows = self._store.rows(
-            f"SELECT {FOREIGN}, row, vector, quality FROM exemplar WHERE number = ? ORDER BY row",  # noqa: S608
+            f"SELECT {FOREIGN}, row, vector, quality, camera, epoch, origin FROM exemplar"  # noqa: S608
+            " WHERE number = ? ORDER BY row",
             (number,),
         )
         gone: set[int] = set()
         for foreign, limit in ((0, most), (1, MOST_FOREIGN)):
-            theirs = [row[1:] for row in rows if row[0] == foreign]
+            theirs = [row[1:4] for row in rows if row[0] == foreign]
             if len(theirs) > limit:
                 gone |= self._drop(theirs, limit)
+        self._read[number] = [(row[2], *row[4:]) for row in rows if row[1] not in gone]
         return gone
 
     def _drop(self, rows: Sequence[tuple[int, bytes, float]], most: int) -> set[int]:

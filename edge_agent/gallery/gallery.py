@@ -203,7 +203,8 @@ class Gallery:
             raise ValueError("enrol needs at least one exemplar")
         label = None if name is None else checked_name(name)
         with self.file.changing() as content:
-            content.require_free_name(label)
+            if label is not None:
+                content.require_free_name(label)
             self.retention.make_room(content, 1)
             time = content.ages.current(time)
             number = content.insert(
@@ -221,7 +222,8 @@ class Gallery:
         """
         rows, grades = checked_exemplars(vectors, qualities, self.dimension)
         with self.file.changing(durable=False) as content:
-            content.identity(number)
+            if number not in self.file.revisions:
+                content.identity(number)  # raises
             time = content.ages.current(time)
             return content.add_exemplars(number, rows, self._sources(grades, origin, camera, time))
 

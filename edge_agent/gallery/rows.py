@@ -289,7 +289,7 @@ class Rows:
         self.apart.merge(keep, absorb)
         self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))
         self.store.run("INSERT INTO former VALUES (?, ?)", (absorbed.id, keep))
-        self.exemplars.changed.add(absorb)
+        self.exemplars.gone(absorb)
         self.exemplars.prune(keep, self.policy.max_exemplars)
         self.crops.prune(keep, self.policy.keep_crops)
         self.update(
@@ -389,7 +389,7 @@ class Rows:
         self.fleet.erase(person.number, (*former, person.id), reason)
         self.store.run("DELETE FROM identity WHERE number = ?", (person.number,))
         self.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))
-        self.exemplars.changed.add(person.number)
+        self.exemplars.gone(person.number)
         for id_ in (*former, person.id):
             # The new notice replaces the earlier ones.
             self.store.run("DELETE FROM notice WHERE id = ? OR other = ?", (id_, id_))

@@ -208,21 +208,23 @@ class SyncedFile:
         """Hold the lock for one transaction, see `Store.change`; then update the index."""
         with self.lock:
             rows = self._rows
-            rows.exemplars.changed.clear()
-            with rows.store.change(durable=durable) as began:
-                if began:
-                    self._counted = False
-                    if rows.store.data_version() != self._data_version:  # other processes wait from here on
-                        self._synchronise()
-                yield rows
-                if rows.exemplars.changed and not self._counted:
-                    rows.store.run(_COUNT_CHANGE)
-                    self._counted = self._together
-                    self._stored_count = rows.store.meta("changes")
-            for number in rows.exemplars.changed:
-                self._reload(number)
-            if rows.exemplars.changed:
-                self.recentre(erased=not rows.exemplars.changed <= self.revisions.keys())
+            try:
+                with rows.store.change(durable=durable) as began:
+                    if began:
+                        self._counted = False
+                        if rows.store.data_version() != self._data_version:  # others wait from here on
+                            self._synchronise()
+                    yield rows
+                    if rows.exemplars.changed and not self._counted:
+                        rows.store.run(_COUNT_CHANGE)
+                        self._counted = self._together
+                        self._stored_count = rows.store.meta("changes")
+                for number in rows.exemplars.changed:
+                    self._reload(number)
+                if rows.exemplars.changed:
+                    self.recentre(erased=not rows.exemplars.changed <= self.revisions.keys())
+            finally:
+                rows.exemplars.forget_change()
 
     @contextlib.contextmanager
     def exclusive(self, *, together: bool = False) -> Iterator[None]:
@@ -265,12 +267,15 @@ class SyncedFile:
     def origins(self, number: int) -> tuple[str, ...]:
         """Return the origins of the exemplars of an identity, by age; call it inside `reading`."""
         if number not in self._origins:
-            self._rows.identity(number)
-            found = self._rows.exemplars.origins(number)
-            if len(self._origins) >= _NAMED_CHANGES:
-                self._origins.clear()
-            self._origins[number] = found
+            if number not in self.revisions:
+                self._rows.identity(number)  # raises
+            self._keep_origins(number, self._rows.exemplars.origins(number))
         return self._origins[number]
+
+    def _keep_origins(self, number: int, origins: tuple[str, ...]) -> None:
+        if len(self._origins) >= _NAMED_CHANGES:
+            self._origins.clear()
+        self._origins[number] = origins
 
     def scrub(self) -> None:
         """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
@@ -323,9 +328,8 @@ class SyncedFile:
             self._count_votes()
 
     def _reload(self, number: int) -> None:
-        rows = self._rows
-        revision = rows.store.value("SELECT revision FROM identity WHERE number = ?", (number,))
-        vectors, keys = rows.exemplars.of(number)
+        state = self._rows.exemplars.state(number)
+        revision, vectors, keys = state.revision, state.vectors, state.views
         views = self._views(keys)
         if self.is_centred:
             self._votes.take_back(number)
@@ -337,11 +341,13 @@ class SyncedFile:
             self.means.drop(number)
         else:
             self.revisions[number] = revision
+        self._origins.pop(number, None)
+        if state.origins is not None:
+            self._keep_origins(number, state.origins)
         self._note_changes([number])
 
     def _note_changes(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            self._origins.pop(number, None)
             self._change_count += 1
             self._changes.pop(number, None)
             self._changes[number] = self._change_count

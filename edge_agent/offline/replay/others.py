@@ -131,8 +131,7 @@ def _insert(rows: Rows, number: int, exemplars: list[tuple[Any, ...]]) -> None:
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         [(number, *one) for one in exemplars],
     )
-    rows.store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
-    rows.exemplars.changed.add(number)
+    rows.exemplars.mark(number)
 
 
 def _free(rows: Rows, name: str | None, number: int) -> str | None:
