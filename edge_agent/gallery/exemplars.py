@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,11 +56,15 @@ class Exemplars:
         self._store = store
         self._dimension = dimension
 
-    def forget_change(self) -> None:
-        """Forget what a transaction changed and read: it is over, or was undone."""
-        self.changed.clear()
-        self._revisions.clear()
-        self._read.clear()
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what a transaction changes and reads, until the end of the block."""
+        try:
+            yield
+        finally:
+            self.changed.clear()
+            self._revisions.clear()
+            self._read.clear()
 
     def state(self, number: int) -> State:
         """Return the present state of an identity, without a query where the transaction knows it."""

@@ -19,7 +19,7 @@ from edge_agent.core.sqlite import MEMORY
 from edge_agent.gallery.cameras import Cameras
 from edge_agent.gallery.corrections import Corrections
 from edge_agent.gallery.crops import Crops
-from edge_agent.gallery.exemplars import Source, checked_exemplars, checked_vectors, grades
+from edge_agent.gallery.exemplars import checked_exemplars, checked_vectors, grades
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.notices import Notices
 from edge_agent.gallery.retention import Retention
@@ -28,6 +28,7 @@ from edge_agent.gallery.rows import (
     GalleryStats,
     Identity,
     Kind,
+    Person,
     Policy,
 )
 from edge_agent.gallery.shortlist import IndexBuilder
@@ -210,7 +211,8 @@ class Gallery:
             number = content.insert(
                 id=new_id(), name=label, kind=kind, created=time, last_seen=time, sightings=1, ttl_s=None
             )
-            content.add_exemplars(number, rows, self._sources(grades, origin, camera, time))
+            epoch = self.cameras.epoch(camera)
+            content.add_exemplars(number, rows, [(grade, origin, camera, time, epoch) for grade in grades])
             return content.identity(number)
 
     def add_exemplars(
@@ -225,11 +227,10 @@ class Gallery:
             if number not in self.file.revisions:
                 content.identity(number)  # raises
             time = content.ages.current(time)
-            return content.add_exemplars(number, rows, self._sources(grades, origin, camera, time))
-
-    def _sources(self, grades: list[float], origin: str, camera: str, time: float) -> list[Source]:
-        epoch = self.cameras.epoch(camera)
-        return [(grade, origin, camera, time, epoch) for grade in grades]
+            epoch = self.cameras.epoch(camera)
+            return content.add_exemplars(
+                number, rows, [(grade, origin, camera, time, epoch) for grade in grades]
+            )
 
     def remove_origin(self, number: int, origin: str, since: float | None = None) -> int:
         """Remove what one origin contributed to an identity, e.g. a track that was another person.
@@ -307,6 +308,11 @@ class Gallery:
         """Return the identity with this number, id, former id, name, or number as text."""
         with self.file.reading() as content:
             return content.find(key)
+
+    def person(self, key: int | str) -> Person:
+        """Return who has this number, id, former id, name, or number as text."""
+        with self.file.reading() as content:
+            return content.person(key if isinstance(key, int) else content.find(key).number)
 
     def identities(self) -> list[Identity]:
         """Return all identities, by rising number."""

@@ -15,7 +15,7 @@ without a camera, such as pictures that an operator enrolled, is the view of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -134,6 +134,10 @@ class CameraMeans:
             if self.guests or self.shared or self._people.any():
                 self.move(len(self.offsets) - 1, self.wanted()[-1])
         return self._numbers[key]
+
+    def views(self, keys: Sequence[tuple[str, int]]) -> NDArray[np.int32]:
+        """Return the numbers of N views, `(N,)`."""
+        return np.array([self.view(*key) for key in keys], np.int32)
 
     def find(self, camera: str, epoch: int) -> int | None:
         """Return the number of a view, if there is such a view."""

@@ -79,6 +79,16 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """Who an identity is; see `Identity`."""
+
+    number: int
+    id: str
+    name: str | None
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
 class Erased:
     """An identity that was removed from the disk and from memory: its `exemplars`, in all `bytes` long, too.
 
@@ -191,6 +201,13 @@ class Rows:
         if not found:
             raise _unknown(number)
         return found[0]
+
+    def person(self, number: int) -> Person:
+        """Return who one identity is, which takes a third of the time of all of it; errors as there."""
+        found = self.store.rows("SELECT number, id, name, kind FROM identity WHERE number = ?", (number,))
+        if not found:
+            raise _unknown(number)
+        return Person(*found[0])
 
     def identities(self, condition: str = "ORDER BY number", *values: float) -> list[Identity]:
         """Return the identities that fulfil an SQL condition."""

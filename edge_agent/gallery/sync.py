@@ -24,7 +24,6 @@ from edge_agent.core.files import parse_json
 from edge_agent.core.locks import FileLock
 from edge_agent.core.sqlite import MEMORY
 from edge_agent.core.text import visible
-from edge_agent.gallery.exemplars import View
 from edge_agent.gallery.index import ExemplarIndex, Views
 from edge_agent.gallery.log import WriteAheadLog
 from edge_agent.gallery.means import CameraMeans, Vectors, centred, restored
@@ -106,7 +105,7 @@ class SyncedFile:
         """Count of changes at the latest one of each identity, in this order."""
         self._change_count = 0
         self._origins: dict[int, tuple[str, ...]] = {}
-        """Of exemplars that were asked for since the last change of their identity."""
+        """Of exemplars that were asked for, or written, since the last change of their identity."""
         self._votes = Votes(self.means, self.index)
         self._unnamed = 0
         """Count of changes at the latest one that is not in `_changes`."""
@@ -114,6 +113,7 @@ class SyncedFile:
         self._data_version = -1
         self._exclusive = 0
         self._together = self._counted = False
+        self._reading = _Reading(self.lock, self._current)
 
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
@@ -194,37 +194,29 @@ class SyncedFile:
             f" with `edge-agent gallery forget --all --state {folder}`"
         )
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Rows]:
+    def reading(self) -> contextlib.AbstractContextManager[Rows]:
         """Hold the lock, with the index up to date."""
-        with self.lock:
-            rows = self._rows
-            if not self._exclusive and rows.store.data_version() != self._data_version:
-                self._synchronise()
-            yield rows
+        return self._reading
 
     @contextlib.contextmanager
     def changing(self, *, durable: bool = True) -> Iterator[Rows]:
         """Hold the lock for one transaction, see `Store.change`; then update the index."""
-        with self.lock:
+        with self.lock, self._rows.exemplars.noting():
             rows = self._rows
-            try:
-                with rows.store.change(durable=durable) as began:
-                    if began:
-                        self._counted = False
-                        if rows.store.data_version() != self._data_version:  # others wait from here on
-                            self._synchronise()
-                    yield rows
-                    if rows.exemplars.changed and not self._counted:
-                        rows.store.run(_COUNT_CHANGE)
-                        self._counted = self._together
-                        self._stored_count = rows.store.meta("changes")
-                for number in rows.exemplars.changed:
-                    self._reload(number)
-                if rows.exemplars.changed:
-                    self.recentre(erased=not rows.exemplars.changed <= self.revisions.keys())
-            finally:
-                rows.exemplars.forget_change()
+            with rows.store.change(durable=durable) as began:
+                if began:
+                    self._counted = False
+                    if rows.store.data_version() != self._data_version:  # other processes wait from here on
+                        self._synchronise()
+                yield rows
+                if rows.exemplars.changed and not self._counted:
+                    rows.store.run(_COUNT_CHANGE)
+                    self._counted = self._together
+                    self._stored_count = rows.store.meta("changes")
+            for number in rows.exemplars.changed:
+                self._reload(number)
+            if rows.exemplars.changed:
+                self.recentre(erased=not rows.exemplars.changed <= self.revisions.keys())
 
     @contextlib.contextmanager
     def exclusive(self, *, together: bool = False) -> Iterator[None]:
@@ -269,13 +261,11 @@ class SyncedFile:
         if number not in self._origins:
             if number not in self.revisions:
                 self._rows.identity(number)  # raises
-            self._keep_origins(number, self._rows.exemplars.origins(number))
-        return self._origins[number]
-
-    def _keep_origins(self, number: int, origins: tuple[str, ...]) -> None:
-        if len(self._origins) >= _NAMED_CHANGES:
+            self._origins[number] = self._rows.exemplars.origins(number)
+        found = self._origins[number]
+        if len(self._origins) > _NAMED_CHANGES:
             self._origins.clear()
-        self._origins[number] = origins
+        return found
 
     def scrub(self) -> None:
         """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
@@ -284,6 +274,13 @@ class SyncedFile:
                 f"{self.where}: erased, but another process holds its write-ahead log open; copies "
                 "remain there until the next forget or expiry. Close that process (fuser names it)"
             )
+
+    def _current(self) -> Rows:
+        """Return the rows, after a look whether others have changed them; inside the lock."""
+        rows = self._rows
+        if not self._exclusive and rows.store.data_version() != self._data_version:
+            self._synchronise()
+        return rows
 
     @property
     def _rows(self) -> Rows:
@@ -330,7 +327,7 @@ class SyncedFile:
     def _reload(self, number: int) -> None:
         state = self._rows.exemplars.state(number)
         revision, vectors, keys = state.revision, state.vectors, state.views
-        views = self._views(keys)
+        views = self.means.views(keys)
         if self.is_centred:
             self._votes.take_back(number)
         self.index.put(number, centred(vectors, self.means.offsets[views]) if len(keys) else vectors, views)
@@ -343,7 +340,7 @@ class SyncedFile:
             self.revisions[number] = revision
         self._origins.pop(number, None)
         if state.origins is not None:
-            self._keep_origins(number, state.origins)
+            self._origins[number] = state.origins
         self._note_changes([number])
 
     def _note_changes(self, numbers: Sequence[int]) -> None:
@@ -394,11 +391,8 @@ class SyncedFile:
 
     def _batches(self, rows: Rows) -> Iterator[tuple[NDArray[np.int64], Vectors, Views]]:
         for owners, vectors, keys in rows.exemplars.batches():
-            views = self._views(keys)
+            views = self.means.views(keys)
             yield owners, centred(vectors, self.means.offsets[views]), views
-
-    def _views(self, keys: Sequence[View]) -> Views:
-        return np.array([self.means.view(*key) for key in keys], np.int32)
 
     def _count_votes(self) -> None:
         self.means.clear()
@@ -406,6 +400,27 @@ class SyncedFile:
         for owners, rows, views in self.index.batches():
             self.means.vote_all(owners, views, restored(rows, self.means.offsets[views]))
         self.recentre(erased=True)
+
+
+class _Reading:
+    """What `SyncedFile.reading` returns, always the same: a generator each time takes three times as long."""
+
+    __slots__ = ("_current", "_lock")
+
+    def __init__(self, lock: threading.RLock, current: Callable[[], Rows]) -> None:
+        self._lock = lock
+        self._current = current
+
+    def __enter__(self) -> Rows:
+        self._lock.acquire()
+        try:
+            return self._current()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *problem: object) -> None:
+        self._lock.release()
 
 
 class Facts:

@@ -63,7 +63,7 @@ class KnownIdentities(Searchable, Protocol):
     def touch(self, number: int, time: float, *, sighting: bool = ...) -> None: ...
     def merge(self, keep: int, absorb: int, reason: str = ...) -> KnownIdentity: ...
     def rename(self, number: int, name: str | None) -> KnownIdentity: ...
-    def get(self, key: int | str) -> KnownIdentity: ...
+    def person(self, key: int | str) -> KnownIdentity: ...
     @property
     def facts(self) -> FactStore: ...
     @property
@@ -104,7 +104,7 @@ class Shared:
     def known(self, key: int | str | None) -> KnownIdentity | None:
         """Return an identity by number or (former) id; None where it is unknown or was erased meanwhile."""
         with suppress(InputError):
-            return None if key is None else self.gallery.get(key)
+            return None if key is None else self.gallery.person(key)
         return None
 
     def taken(self, key: TrackKey) -> Set[int]:
@@ -206,7 +206,10 @@ class Fitting:
     def fit(self, tracks: Sequence[Track]) -> Fit:
         """Score tracks against the identities that they may have, as far as it can matter to a decision."""
         found = self.near(tracks, self.floor(tracks))
-        numbers = np.unique(np.concatenate([near.numbers for near in found]))
+        if len(found) == 1:
+            numbers = np.sort(found[0].numbers)
+        else:
+            numbers = np.unique(np.concatenate([near.numbers for near in found]))
         scores = np.full((len(tracks), len(numbers)), -np.inf, np.float32)
         for row, (track, near) in enumerate(zip(tracks, found, strict=True)):
             scores[row, np.searchsorted(numbers, near.numbers)] = near.scores

@@ -14,6 +14,7 @@ A threshold needs the upper tail of these scores. Three sources are blended, eac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,20 +76,14 @@ def blend(
     else:
         known = together if len(together) else gallery
         spread = Spread(float(np.median(known)), _SD, shape, 2)
-    values, count = together, float(people)
-    for _ in range(3 if len(gallery) else 1):
-        if len(gallery):
+    parts, count = [(together, people)] if len(together) else [], float(people)
+    if not len(gallery):
+        spread = _blended(prior, parts, count, shape)
+    else:
+        count += identities
+        for _ in range(3):
             cut = math.asin(spread.reached_by(_CUT))
-            values, count = np.concatenate([together, np.minimum(gallery, cut)]), float(people + identities)
-        weights = np.concatenate(
-            [
-                np.full(len(part), n / len(part))
-                for part, n in ((together, people), (gallery, identities))
-                if len(part)
-            ]
-            or [np.zeros(0)]
-        )
-        spread = _blended(prior, values, weights, count, shape)
+            spread = _blended(prior, [*parts, (np.minimum(gallery, cut), identities)], count, shape)
     return Spread(
         spread.mean, spread.sd * math.sqrt(1 + _MEAN_ERROR / (count + 2)), shape, max(2, int(count))
     )
@@ -96,20 +91,31 @@ def blend(
 
 def _shape(prior: Spread | None, together: Angles, people: int) -> float:
     expected = _SKEW if prior is None else prior.skew
-    if len(together) < 3 or float(together.std()) < 1e-6:
+    if len(together) < 3:
         return expected
-    seen = float(((together - together.mean()) ** 3).mean() / together.std() ** 3)
+    apart = together - together.mean()
+    squares = apart * apart
+    sd = math.sqrt(float(squares.mean()))
+    if sd < 1e-6:
+        return expected
+    seen = float(squares @ apart) / len(apart) / sd**3
     return (people * max(-1.0, min(2.0, seen)) + _SKEW_FOR * expected) / (people + _SKEW_FOR)
 
 
-def _blended(prior: Spread | None, values: Angles, weights: Angles, count: float, shape: float) -> Spread:
-    if not len(values):
+def _blended(prior: Spread | None, parts: Sequence[tuple[Angles, int]], count: float, shape: float) -> Spread:
+    """Return the scores of values that count as so many people each part."""
+    if not parts:
         assert prior is not None  # `blend`
         return Spread(prior.mean, prior.sd, shape, 2)
-    mean = float(np.average(values, weights=weights))
-    variance = float(np.average((values - mean) ** 2, weights=weights))
+    weight = sum(people for _, people in parts)
+    mean = sum(people * float(values.mean()) for values, people in parts) / weight
+    variance = sum(people * _mean_square(values - mean) for values, people in parts) / weight
     expected = _SD if prior is None else prior.sd
     sd = math.sqrt((count * variance + _SD_FOR * expected**2) / (count + _SD_FOR))
     if prior is not None:
         mean = (count * mean + MEAN_FOR * prior.mean) / (count + MEAN_FOR)
     return Spread(mean, sd, shape, 2)
+
+
+def _mean_square(values: Angles) -> float:
+    return float(values @ values) / len(values)

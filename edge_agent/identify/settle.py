@@ -189,10 +189,11 @@ class Fuser:
         searches = (track.search for track in tracks.records(tracks.holders(number)))
         newest = max(filter(None, searches), key=lambda search: search.mark, default=None)
         others = self._lookalikes.of(number, floor, newest)
-        owners, theirs = self._shared.gallery.vectors(others - self._shared.seen_with(number))
+        others = others - self._shared.seen_with(number)
         _, own = self._shared.gallery.vectors([number])
-        if not len(theirs) or not len(own):
-            return owners[:0], theirs[:0, 0]
+        owners, theirs = self._shared.gallery.vectors(others if len(own) else [])
+        if not len(theirs):
+            return owners, theirs[:, 0]
         products = theirs @ own.T
         numbers, forth = best_pairs(owners, products)
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
@@ -304,7 +305,8 @@ class Reviewer:
     def _join_founder(self, track: Track, own: int) -> list[Decision]:
         """Join an identity that was enrolled as new with the known one that its pool fits now."""
         fit = self._fitting.fit([track])
-        fit.scores[0, np.isin(fit.numbers, [own, *self._shared.seen_with(own)])] = -np.inf
+        others = self._shared.seen_with(own) | {own}
+        fit.scores[0, [number in others for number in fit.numbers.tolist()]] = -np.inf
         number, score, second = fit.best(0)
         if number is None:
             self._postpone(track)

@@ -125,18 +125,23 @@ def _needed(compared: Vector, weights: Vector, own: Vector, newest: Vector, cuts
     None: there is no such identity, since the crops after each cut are near to those before it, or to the
     held identity's `own` exemplars. Most tracks need no search for this reason.
     """
-    sums = np.cumsum(weights[:, None] * compared, axis=0)
-    before = sums[cuts.start - 1 : cuts.stop - 1]
-    after = sums[-1] - before
-    before, after = (
-        part / np.maximum(np.linalg.norm(part, axis=1), 1e-6)[:, None] for part in (before, after)
-    )
-    least = np.maximum((after @ own.T).max(axis=1), np.einsum("nd,nd->n", before, after)) + CLEAR_LEAD
+    # Products of sums of crops are sums of products of crops, which are shorter.
+    at = slice(cuts.start - 1, cuts.stop - 1)
+    weighted = weights[:, None] * compared
+    products = np.cumsum(weighted @ weighted.T, axis=0, dtype=np.float64)
+    of_before = np.cumsum(products, axis=1).diagonal()[at]
+    with_all = np.cumsum(products[-1])
+    across = with_all[at] - of_before
+    before = np.sqrt(np.maximum(of_before, 1e-12))
+    after = np.sqrt(np.maximum(with_all[-1] - with_all[at] - across, 1e-12))
+    others = np.cumsum(weighted @ np.concatenate([own, newest[None]]).T, axis=0)
+    scores = (others[-1] - others[at]) / after[:, None]
+    least = np.maximum(scores[:, :-1].max(axis=1), across / (before * after)) + CLEAR_LEAD
     if least.min() > 1 + _ROUNDING:
         return None
     # An identity that scores `least` with the crops after a cut is no further from the newest of them than
     # both angles together.
-    angles = np.arccos(np.clip(least, -1, 1)) + np.arccos(np.clip(after @ newest, -1, 1))
+    angles = np.arccos(np.clip(least, -1, 1)) + np.arccos(np.clip(scores[:, -1], -1, 1))
     return float(np.cos(np.minimum(angles, np.pi)).min()) - _ROUNDING
 
 

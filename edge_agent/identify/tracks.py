@@ -267,7 +267,6 @@ class TrackTable:
         """Update the tracks of one frame; return those that were seen, in order."""
         present = self._present.setdefault(update.camera, {})
         seen = [self._observe(observation, update.size) for observation in update.seen]
-        present.update((track.key[1], track) for track in seen)
         for number in update.ended:
             present.pop(number, None)
         return seen
@@ -278,7 +277,7 @@ class TrackTable:
         if track is None:
             origin = f"{self._session}:{seen.camera}:{seen.track_id}"
             track = Track(key, origin, Evidence(self.settings.pool_crops), seen, seen, size)
-            self._tracks[key] = track
+            self._tracks[key] = self._present[seen.camera][seen.track_id] = track
         track.last, track.size = seen, size
         if seen.vector is not None:
             track.embedded_at = seen.time
