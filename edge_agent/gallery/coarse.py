@@ -139,17 +139,18 @@ class Coarse:
         """Bytes of the codes."""
         return sum(slot.nbytes for slot in self._slots)
 
-    def put(self, slot: int, places: Places, rows: Vectors) -> None:
-        """Store rows `(N, D)` at rising places `(N,)` of a slot."""
-        if not len(places):
-            return
-        self.reserve(slot, int(places.max()) + 1)
+    def put(self, where: Sequence[tuple[int, Places]], rows: Vectors) -> None:
+        """Store rows `(N, D)`: slots, and rising places in each, N in all."""
         turned = self._turned(rows)
         codes, factors = _rounded(turned, _LEVELS)
         restored = codes * factors
         self._longest = max(self._longest, _longest(restored))
         self._error = max(self._error, _longest(turned - restored))
-        self._slots[slot].write(places, codes.astype(np.int8), factors[:, 0])
+        numbers, begin = codes.astype(np.int8), 0
+        for slot, places in where:
+            some, begin = slice(begin, begin + len(places)), begin + len(places)
+            self.reserve(slot, int(places[-1]) + 1)
+            self._slots[slot].write(places, numbers[some], factors[some, 0])
 
     def reserve(self, slot: int, rows: int) -> None:
         """Make room for so many rows of a slot."""
@@ -248,13 +249,22 @@ class Copies:
                 self._note(slot, range(rows))
         if self._coarse is None:
             return False
+        where, count = list[tuple[int, Places]](), 0
         for slot, late in enumerate(self._late):
             places = np.array(sorted(late), np.int64)
-            for first in range(0, len(places), _COPIED):
-                some = places[first : first + _COPIED]
-                self._coarse.put(slot, some, slots[slot][some])
             late.clear()
+            for first in range(0, len(places), _COPIED):
+                where.append((slot, places[first : first + _COPIED]))
+                count += len(where[-1][1])
+                if count >= _COPIED:
+                    self._copy(where, slots)
+                    where, count = [], 0
+        self._copy(where, slots)
         return True
+
+    def _copy(self, where: Sequence[tuple[int, Places]], slots: Sequence[Vectors]) -> None:
+        if where and self._coarse is not None:
+            self._coarse.put(where, np.concatenate([slots[slot][places] for slot, places in where]))
 
     def put(self, slot: int, places: Places) -> None:
         """Note that rows at rising places `(N,)` have changed."""

@@ -101,23 +101,24 @@ class Covisibility:
     ) -> None:
         """Count the pairs of the tracks in rows `open_` with all."""
         places = counts.places(keys, self._rivals)
-        at = np.ix_(places[open_], places)
-        frames = counts.frames[at]
-        together = frames >= 0
-        if not together.any():
+        frames = counts.frames
+        rows, others = np.nonzero(frames[places[open_]][:, places] >= 0)
+        if not len(rows):
             return
+        rows = np.array(open_, np.intp)[rows]
         boxes = np.concatenate([one.box for one in seen]).reshape(-1, 4)
         placed = np.array([one.placed for one in seen])
-        together &= ~(_share_body(boxes[open_], boxes) & placed[open_][:, None] & placed)
-        frames += together
-        known = together & (frames >= self.needed)
-        frames[known] = -1
-        counts.frames[at] = frames
-        counts.frames[at[1].T, at[0].T] = frames.T
-        for i, j in np.argwhere(known).tolist():
+        apart = ~(_share_body(boxes[rows], boxes[others]) & placed[rows] & placed[others])
+        rows, others = rows[apart], others[apart]
+        a, b = places[rows], places[others]
+        count = frames[a, b] + 1
+        known = count >= self.needed
+        count[known] = -1
+        frames[a, b] = frames[b, a] = count
+        for i, j in zip(rows[known].tolist(), others[known].tolist(), strict=True):
             self.changes += 1
-            self._rivals[keys[open_[i]]].add(keys[j])
-            self._rivals[keys[j]].add(keys[open_[i]])
+            self._rivals[keys[i]].add(keys[j])
+            self._rivals[keys[j]].add(keys[i])
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
         """Return the tracks that are certainly other people than this one."""
@@ -153,13 +154,12 @@ class Covisibility:
                 self._rivals[rival].discard(track)
 
 
-def _share_body(some: Boxes, boxes: Boxes) -> NDArray[np.bool_]:
-    """`(O, N)` whether the smaller of two boxes, of `(O, 4)` and `(N, 4)`, lies mostly in the other."""
-    corner = np.maximum(some[:, None, :2], boxes[None, :, :2])
-    opposite = np.minimum(some[:, None, 2:], boxes[None, :, 2:])
-    sides = np.maximum(opposite - corner, 0)
-    smaller = np.minimum(_area(some)[:, None], _area(boxes))
-    shared: NDArray[np.bool_] = sides[..., 0] * sides[..., 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
+def _share_body(some: Boxes, others: Boxes) -> NDArray[np.bool_]:
+    """`(N,)` whether the smaller of two boxes, of `(N, 4)` each, lies mostly in the other."""
+    sides = np.minimum(some[:, 2:], others[:, 2:]) - np.maximum(some[:, :2], others[:, :2])
+    sides = np.maximum(sides, 0)
+    smaller = np.minimum(_area(some), _area(others))
+    shared: NDArray[np.bool_] = sides[:, 0] * sides[:, 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
     return shared
 
 

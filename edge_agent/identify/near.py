@@ -187,8 +187,8 @@ class Neighbours:
         if len(near):
             listed += zip(scores[near].tolist(), numbers[near].tolist(), strict=True)
             listed.sort(key=_score, reverse=True)
-        if len(listed) > 8 * self._nearest:
-            rest, listed = listed[4 * self._nearest][0], listed[: 4 * self._nearest]
+        if len(listed) > 16 * self._nearest:
+            rest, listed = listed[8 * self._nearest][0], listed[: 8 * self._nearest]
         return Search(
             self.changed.mark,
             last.query,
