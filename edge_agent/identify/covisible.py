@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SAME_BODY = 0.5
 """Two boxes that share this much of the smaller one may be two detections of one person."""
+_MOST_NOTES = 10_000
+"""Changes that are noted for who follows them."""
 _FIRST_PLACES = 16
 Boxes = NDArray[np.float32]
 Places = NDArray[np.intp]
@@ -68,8 +70,12 @@ class Covisibility:
         self._counts: dict[str, _Counts] = defaultdict(_Counts)
         """By camera, of pairs that may be one person."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
+        self.met: list[tuple[TrackKey, TrackKey]] = []
+        """New pairs of rivals, for who follows them and clears the list."""
+        self.stale: set[TrackKey] = set()
+        """Tracks that lost rivals, in the same way."""
         self.changes = 0
-        """Number of changes of these."""
+        """Number of times that these were too many, because nobody followed: any track may be stale."""
         self._apart: dict[str, set[TrackKey]] = {}
         """Tracks of the latest frame of a camera that are all known to be different people."""
 
@@ -116,9 +122,10 @@ class Covisibility:
         count[known] = -1
         frames[a, b] = frames[b, a] = count
         for i, j in zip(rows[known].tolist(), others[known].tolist(), strict=True):
-            self.changes += 1
             self._rivals[keys[i]].add(keys[j])
             self._rivals[keys[j]].add(keys[i])
+            self.met.append((keys[i], keys[j]))
+        self._bound_notes()
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
         """Return the tracks that are certainly other people than this one."""
@@ -128,10 +135,11 @@ class Covisibility:
         self, track: TrackKey, part: TrackKey, before: Collection[TrackKey], since: Collection[TrackKey]
     ) -> None:
         """Divide the rivals of a track among its part before a time, and the track since that time."""
-        self.changes += 1
         self._apart.pop(track[0], None)
         self._counts[track[0]].drop(track)
         rivals = self._rivals.pop(track, set())
+        self.stale.update(rivals, (track, part))
+        self._bound_notes()
         for rival in rivals:
             self._rivals[rival].discard(track)
         for key, seen in ((part, before), (track, since)):
@@ -145,13 +153,19 @@ class Covisibility:
 
     def forget(self, tracks: Iterable[TrackKey]) -> None:
         """Drop tracks that ended long ago."""
-        if not (gone := set(tracks)):
-            return
-        self.changes += 1
-        for track in gone:
+        for track in tracks:
             self.ended(track)
-            for rival in self._rivals.pop(track, set()):
+            rivals = self._rivals.pop(track, set())
+            self.stale.update(rivals, (track,))
+            for rival in rivals:
                 self._rivals[rival].discard(track)
+        self._bound_notes()
+
+    def _bound_notes(self) -> None:
+        if len(self.met) + len(self.stale) > _MOST_NOTES:
+            self.met.clear()
+            self.stale.clear()
+            self.changes += 1
 
 
 def _share_body(some: Boxes, others: Boxes) -> NDArray[np.bool_]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float32]
 
+_MOST_TAKEN = 1000
+"""Tracks whose rivals' identities are remembered."""
+
 
 class KnownIdentity(Protocol):
     """The properties of an identity that the decision uses; see `edge_agent.gallery.rows.Identity`."""
@@ -81,8 +84,8 @@ class Shared:
     tracks: TrackTable
     links: Covisibility
     thresholds: ThresholdPolicy
-    _taken: dict[TrackKey, Set[int]] = field(default_factory=dict)
-    """What `taken` returned since the latest change of `_taken_at`."""
+    _taken: dict[TrackKey, set[int]] = field(default_factory=dict)
+    """What `taken` returned, kept up to date: a track of a crowd has hundreds of rivals."""
     _taken_at: tuple[int, int] = (0, 0)
 
     def reload(self, settings: IdentifySettings) -> None:
@@ -108,14 +111,35 @@ class Shared:
         return None
 
     def taken(self, key: TrackKey) -> Set[int]:
-        """Return the identities of the tracks that were seen together with this one; maybe its own, too."""
-        state = self.tracks.changes, self.links.changes
-        if state != self._taken_at:
-            self._taken.clear()
-            self._taken_at = state
+        """Return the identities of the tracks that were seen together with this one; maybe its own, too.
+
+        The set may change with the next call.
+        """
+        self._follow_taken()
         if (found := self._taken.get(key)) is None:
-            found = self._taken[key] = frozenset(self.tracks.numbers(self.links.rivals(key)))
+            found = self._taken[key] = self.tracks.numbers(self.links.rivals(key))
         return found
+
+    def _follow_taken(self) -> None:
+        """Update what `taken` knows by the tracks that got an identity, or a rival."""
+        tracks, links, taken = self.tracks, self.links, self._taken
+        state = tracks.changes, links.changes
+        if state != self._taken_at or len(taken) > _MOST_TAKEN:
+            taken.clear()
+            self._taken_at = state
+        for track in links.stale:
+            taken.pop(track, None)
+        links.stale.clear()
+        for one, other in links.met:
+            for track, rival in ((one, other), (other, one)):
+                if track in taken:
+                    taken[track] |= tracks.numbers((rival,))
+        links.met.clear()
+        for track, number in tracks.gained:
+            for rival in links.rivals(track):
+                if rival in taken:
+                    taken[rival].add(number)
+        tracks.gained.clear()
 
     def seen_with(self, number: int) -> set[int]:
         """Return the identities that were seen together with this one, or that an operator keeps apart."""

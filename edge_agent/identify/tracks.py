@@ -31,6 +31,8 @@ CLEAR_LEAD = 0.05
 """Lead in cosine that makes one fit clearly better than another. A decision with less is narrow."""
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions can still be corrected."""
+_MOST_GAINED = 10_000
+"""Identities of tracks that are noted for who follows them."""
 _ALIKE_S = 0.125
 """Seconds in which two crops of a track become independent: until then they show the same pose and light. The
 means of N crops of three networks agree with it over intervals of 0.1 to 1 s (decision 056)."""
@@ -258,8 +260,10 @@ class TrackTable:
         self._holders: dict[int, set[TrackKey]] = {}
         self._numbers: dict[TrackKey, int] = {}
         """Identities of the tracks that have one."""
+        self.gained: list[tuple[TrackKey, int]] = []
+        """Tracks and their identities, of those that got one, for who follows them and clears the list."""
         self.changes = 0
-        """Number of changes of these."""
+        """Number of times that identities were taken away, or `gained` was too long."""
         self._parts = 0
         self._heights: dict[str, _Heights] = defaultdict(_Heights)
 
@@ -345,12 +349,14 @@ class TrackTable:
             self._set(track, None)
 
     def _set(self, track: Track, number: int | None, *, founder: bool = False) -> None:
+        before = self._numbers.pop(track.key, None)
         track.number, track.founder, track.compare_at = number, founder, 0.0
-        self.changes += 1
-        if number is None:
-            self._numbers.pop(track.key, None)
-        else:
+        if number is not None:
             self._numbers[track.key] = number
+        if before is None and number is not None and len(self.gained) < _MOST_GAINED:
+            self.gained.append((track.key, number))
+        else:
+            self.changes += 1
 
     def split(self, track: Track, since: float) -> Track:
         """Make a record of a track before a time, which has its identity; the track goes on without one."""
@@ -389,7 +395,10 @@ class TrackTable:
         return moved
 
     def forget_old(self) -> tuple[list[TrackKey], list[int]]:
-        """Drop the oldest ended tracks above the limit; return them, and identities without a track."""
+        """Drop the oldest ended tracks above the limit; return them, and identities without a track.
+
+        What is remembered of their rivals is stale, see `Covisibility.forget`.
+        """
         surplus = len(self._tracks) - REMEMBERED_TRACKS
         if surplus <= 0:
             return [], []
@@ -398,7 +407,6 @@ class TrackTable:
         for key in gone:
             number = self._tracks.pop(key).number
             self._numbers.pop(key, None)
-            self.changes += 1
             if number is not None:
                 self.holders(number).discard(key)
                 if not self._holders.get(number):

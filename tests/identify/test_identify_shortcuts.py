@@ -6,15 +6,19 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edge_agent.core.config import GallerySettings, IdentifySettings
-from edge_agent.core.structures import Decision, DecisionKind
+from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
+from edge_agent.identify.covisible import Covisibility
+from edge_agent.identify.fit import Shared
 from edge_agent.identify.near import Lookalikes, Neighbours
+from edge_agent.identify.tracks import TrackTable
 from tests.identify.test_identify import D, People, Scene
 
 
@@ -105,3 +109,46 @@ def _meddle(dice: random.Random, *galleries: Gallery) -> None:
             gallery.rename(numbers[0], "Ada")
         elif what < 0.4:
             gallery.enrol(unit, np.ones(1, np.float32), origin="hand", camera="cam", time=1.0)
+
+
+def observed(track: int, place: int) -> TrackObservation:
+    box = np.array([200 * place, 0, 200 * place + 100, 300], np.float32)
+    return TrackObservation("c", track, 1, 0.0, box, 0.9, np.eye(D, dtype=np.float32)[0], 0.9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_identities_of_rivals_are_those_of_all_changes(seed: int) -> None:
+    """People come, cross, get identities and lose them, are joined, split and forgotten."""
+    choose = random.Random(seed)
+    tracks, links = TrackTable("run", IdentifySettings()), Covisibility(frames=2)
+    nobody: Any = None
+    shared = Shared(nobody, IdentifySettings(), tracks, links, nobody)
+    seen: set[int] = set()
+    for step in range(300):
+        seen = {track for track in seen if choose.random() < 0.9} | {choose.randint(1, 12 + step // 10)}
+        shown = [observed(track, choose.randint(1, 40)) for track in sorted(seen)]
+        tracks.observe(TrackUpdate("c", step, float(step), (9000, 400), tuple(shown), ()))
+        links.observe(shown)
+        track = tracks.get(("c", choose.choice(sorted(seen))))
+        assert track is not None
+        what = choose.random()
+        if what < 0.4:
+            tracks.release(track)
+            tracks.hold(track, choose.randint(1, 30), founder=False)
+        elif what < 0.5:
+            tracks.release(track)
+        elif what < 0.55:
+            keep, absorb = choose.sample(range(1, 31), 2)
+            tracks.merge(keep, absorb)
+        elif what < 0.6 and track.evidence.count:
+            part = tracks.split(track, float(step)).key
+            rivals = sorted(links.rivals(track.key))
+            links.split(track.key, part, rivals[::2], rivals[1::2])
+        elif what < 0.65:
+            links.ended(track.key)
+            links.forget([track.key])
+            seen.discard(track.key[1])
+        for number in choose.sample(range(1, 40), 6) if step % 3 else ():
+            key = ("c", number)
+            assert shared.taken(key) == tracks.numbers(links.rivals(key))
+    assert any(links.rivals(("c", number)) for number in range(1, 40))
