@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.engine.base import GraphEngine, Submission
+from edge_agent.engine.graph.hosted import hosted_graph
 from edge_agent.engine.graph.nodes import one_line
 from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 
@@ -197,9 +198,10 @@ class OnnxRuntimeEngine(GraphEngine):
 
         self._options = onnxruntime.RunOptions()
         threads = 1 if self._sliced else self._threads
-        self._session = open_session(self._prepared.onnx, threads, str(self._prepared.source))
+        hosted, what = hosted_graph(self._prepared), str(self._prepared.source)
+        self._session = open_session(hosted, threads, what)
         if self._large:
-            self._whole = open_session(self._prepared.onnx, self._threads, str(self._prepared.source))
+            self._whole = open_session(hosted, self._threads, what)
         self._input = self._session.get_inputs()[0].name
         self._pool = [
             threading.Thread(target=self._work, name=f"engine {self._name}", daemon=True)
