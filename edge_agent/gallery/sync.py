@@ -1,8 +1,8 @@
 """The gallery file and the copy of its embeddings in memory, under one lock.
 
-The file is authoritative. After each change the index in memory is read again from the file for the
-identities that changed, so the two cannot diverge: not by a full disk, not by another process (the command
-line) that changes the file.
+The file is authoritative. After each change the index in memory gets what the file has of the identities
+that changed, as far as the change itself has not read it before. So the two cannot diverge: not by a full
+disk, not by another process (the command line) that changes the file.
 """
 
 from __future__ import annotations

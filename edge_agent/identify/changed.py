@@ -20,7 +20,7 @@ Numbers = NDArray[np.int64]
 
 MOST_CHANGED = 4000
 """Identities kept; a quarter is dropped when there are more."""
-_FEW = 4
+_FEW = 3
 """Queries that are compared one by one."""
 
 

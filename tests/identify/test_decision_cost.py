@@ -103,7 +103,7 @@ def test_the_block_has_the_present_exemplars_of_what_changed(steps: list[tuple[i
         def changes_since(self, since: int) -> tuple[int, set[int] | None]:
             return mark, None if not since else {number for number, at in marks.items() if at > since}
 
-    block, query = Changed(Source(), most), unit(random.normal(size=(2, D)))
+    block, query = Changed(Source(), most), unit(random.normal(size=(len(steps) % 5 + 1, D)))
     block.follow()
     for number, rows in steps:
         mark += 1
@@ -121,7 +121,7 @@ def test_the_block_has_the_present_exemplars_of_what_changed(steps: list[tuple[i
                 expected = (
                     (truth[found] @ query.T).max(axis=0)
                     if found in truth
-                    else np.full(2, -np.inf, np.float32)
+                    else np.full(len(query), -np.inf, np.float32)
                 )
                 assert scores[:, column] == pytest.approx(expected, abs=1e-6)
 

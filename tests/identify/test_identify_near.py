@@ -66,9 +66,10 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield made
 
 
-def test_no_person_above_the_floor_is_missing(site: Site) -> None:
-    """A question that turns a little each time, while people come, change and go."""
-    neighbours, search, remembered = Neighbours(site.gallery, nearest=5), None, 0
+@pytest.mark.parametrize("nearest", [5, 1])
+def test_no_person_above_the_floor_is_missing(site: Site, nearest: int) -> None:
+    """A question that turns a little each time, while people come, change and go; of one, all change."""
+    neighbours, search, remembered = Neighbours(site.gallery, nearest), None, 0
     query = site.vector()
     for step in range(150):
         query = unit(query + 0.04 * site.random.normal(size=D)) if step % 30 else site.vector()
