@@ -1,6 +1,6 @@
 """One command for every figure: `python -m benchmarks`.
 
-    python -m benchmarks --only goals             the first table of docs/performance.md, in 15 minutes
+    python -m benchmarks --only goals             the first table of docs/performance.md, in 20 minutes
     python -m benchmarks [--only NAME ...]        run, and write a JSON file each into benchmarks/results
     python -m benchmarks --quick --output DIR     seconds each, to check that all of them work
     python -m benchmarks --list
