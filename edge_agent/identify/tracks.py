@@ -270,18 +270,20 @@ class TrackTable:
     def observe(self, update: TrackUpdate) -> list[Track]:
         """Update the tracks of one frame; return those that were seen, in order."""
         present = self._present.setdefault(update.camera, {})
-        seen = [self._observe(observation, update.size) for observation in update.seen]
+        seen = [self._observe(observation, update.size, present) for observation in update.seen]
         for number in update.ended:
             present.pop(number, None)
         return seen
 
-    def _observe(self, seen: TrackObservation, size: tuple[int, int]) -> Track:
+    def _observe(self, seen: TrackObservation, size: tuple[int, int], present: dict[int, Track]) -> Track:
         key = (seen.camera, seen.track_id)
         track = self._tracks.get(key)
         if track is None:
             origin = f"{self._session}:{seen.camera}:{seen.track_id}"
             track = Track(key, origin, Evidence(self.settings.pool_crops), seen, seen, size)
-            self._tracks[key] = self._present[seen.camera][seen.track_id] = track
+            self._tracks[key] = track
+        if seen.track_id not in present:  # an upstream tracker may report an ended one again
+            present[seen.track_id] = track
         track.last, track.size = seen, size
         if seen.vector is not None:
             track.embedded_at = seen.time

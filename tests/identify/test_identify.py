@@ -449,6 +449,15 @@ def test_small_crops_count_where_all_people_are_small() -> None:
     assert observed(table, 400, 48, camera="mixed") == [20, 20]
 
 
+def test_a_track_that_is_reported_again_after_its_end_is_present_again() -> None:
+    table = TrackTable("s", IdentifySettings())
+    box = np.array([0, 0, 40, 100], np.float32)
+    for ended, present in (((), [7]), ((7,), []), ((), [7])):
+        seen = () if ended else (TrackObservation("c", 7, 1, 0.1, box, 0.9, None, 0.0),)
+        table.observe(TrackUpdate("c", 1, 0.1, SIZE, seen, ended))
+        assert [track.key[1] for track in table.present("c")] == present
+
+
 # -- parts -------------------------------------------------------------------------------------
 
 
