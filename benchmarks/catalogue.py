@@ -169,7 +169,7 @@ def _path(quick: bool) -> Benchmark:
         ("a quarter of the time", "motion gate, every second frame", (*quiet, "--motion", "--every", 2)),
     )
     tables = (("orin-yolox-s", ways), ("orin-peoplenet-graph", (ways[0], ways[1], ways[3])))
-    length = ("--seconds", 2, "--runs", 1) if quick else ("--seconds", 5, "--runs", 3)
+    length = ("--seconds", 2, "--runs", 1) if quick else ("--seconds", 5, "--runs", 5)
     return Benchmark(
         "path",
         "cameras of 1920 x 1080 at 15 frames a second with 8 people, with detection on the same device",

@@ -32,6 +32,8 @@ QUIET_SHARE = 0.25
 ENGINE, BATCH = "orin-fp16", 64
 MOST = 48
 """Cameras at most: each of them is a thread of the load."""
+LESS = 0.75
+"""Factor to a smaller number of cameras at most, until one is served."""
 SERVED = 0.001
 """Share of lost frames up to which a number of cameras is served."""
 
@@ -72,7 +74,7 @@ def searched(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _next(number: int, served: int, lost_at: int, lost: float) -> int:
     if not served:
-        return min(lost_at - 1, max(1, int(number * (1 - lost))))
+        return min(lost_at - 1, max(1, int(number * min(LESS, 1 - lost))))
     return (served + lost_at) // 2 if lost_at <= MOST else min(MOST, max(number + 1, number * 6 // 5))
 
 
