@@ -218,9 +218,12 @@ def street_videos(folder: Path) -> list[Path]:
     return videos
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's chromium; playwright downloads none."""
+    """Debian's chromium; playwright downloads none.
+
+    While it is open, nothing else in this process can run an event loop, so it closes with the module.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip("chromium is not installed (apt-get install chromium)")
