@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SAME_BODY = 0.5
 """Two boxes that share this much of the smaller one may be two detections of one person."""
 _MOST_NOTES = 10_000
-"""Changes that are noted for who follows them."""
+"""Most entries of `Covisibility.met` and `stale` together."""
 _FIRST_PLACES = 16
 Boxes = NDArray[np.float32]
 Places = NDArray[np.intp]
@@ -71,11 +71,11 @@ class Covisibility:
         """By camera, of pairs that may be one person."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
         self.met: list[tuple[TrackKey, TrackKey]] = []
-        """New pairs of rivals, for who follows them and clears the list."""
+        """New pairs of rivals; `Shared.taken` reads the list and clears it."""
         self.stale: set[TrackKey] = set()
-        """Tracks that lost rivals, in the same way."""
+        """Tracks that lost rivals; read and cleared in the same way."""
         self.changes = 0
-        """Number of times that these were too many, because nobody followed: any track may be stale."""
+        """Number of times that both were cleared unread, since they were too long: any track may be stale."""
         self._apart: dict[str, set[TrackKey]] = {}
         """Tracks of the latest frame of a camera that are all known to be different people."""
 

@@ -32,7 +32,7 @@ CLEAR_LEAD = 0.05
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions can still be corrected."""
 _MOST_GAINED = 10_000
-"""Identities of tracks that are noted for who follows them."""
+"""Longest list of `TrackTable.gained`."""
 _ALIKE_S = 0.125
 """Seconds in which two crops of a track become independent: until then they show the same pose and light. The
 means of N crops of three networks agree with it over intervals of 0.1 to 1 s (decision 056)."""
@@ -261,7 +261,7 @@ class TrackTable:
         self._numbers: dict[TrackKey, int] = {}
         """Identities of the tracks that have one."""
         self.gained: list[tuple[TrackKey, int]] = []
-        """Tracks and their identities, of those that got one, for who follows them and clears the list."""
+        """Tracks that got an identity, and that identity; `Shared.taken` reads the list and clears it."""
         self.changes = 0
         """Number of times that identities were taken away, or `gained` was too long."""
         self._parts = 0
