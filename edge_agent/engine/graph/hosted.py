@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_agent.engine.graph.nodes import OURS, in_order, set_nodes
+from edge_agent.engine.graph.nodes import OURS, Topology, in_order, set_nodes
 
 if TYPE_CHECKING:
     import onnx
 
     from edge_agent.engine.graph.prepared import PreparedGraph
 
-_PLANES = [1, 3, 1, 1]
+_PLANES = (1, 3, 1, 1)
 _SHORTEST = 6.104e-8
 """Rows of at least this length get length 1, as far as the two steps of the prepared graph can do it."""
 _LEVELLED = (("Abs", "size"), ("ReduceMax", "largest"), ("Max", "largest_safe"), ("Div", "levelled"))
@@ -51,10 +51,12 @@ def _subtract_later(model: onnx.ModelProto, sub: onnx.NodeProto) -> bool:
     """Subtract from means of pixels instead of pixels; return whether the network begins with such means."""
     import onnx
 
-    shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
-    cast = _reader(model, sub)
-    pool = None if cast is None or cast.op_type != "Cast" else _reader(model, cast)
-    if cast is None or pool is None or pool.op_type != "AveragePool" or shapes[sub.input[1]] != _PLANES:
+    topology = Topology(model)
+    cast = _reader(topology, sub)
+    pool = None if cast is None or cast.op_type != "Cast" else _reader(topology, cast)
+    if cast is None or pool is None or pool.op_type != "AveragePool":
+        return False
+    if topology.weights[sub.input[1]] != _PLANES:
         return False
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in pool.attribute}
     padded = any(values.get("pads", ())) or values.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
@@ -87,8 +89,8 @@ def _named(kind: str, tensor: str) -> str:
     return f"{OURS}{kind}_{OURS}{tensor}"
 
 
-def _reader(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.NodeProto | None:
+def _reader(topology: Topology, node: onnx.NodeProto) -> onnx.NodeProto | None:
     """Return the only node that reads the output of one; None where there are others, or branches."""
-    readers = [other for other in model.graph.node if node.output[0] in other.input]
-    branches = any(attribute.HasField("g") for other in model.graph.node for attribute in other.attribute)
+    readers = topology.readers.get(node.output[0], [])
+    branches = any(attribute.HasField("g") for other in topology.nodes for attribute in other.attribute)
     return readers[0] if len(readers) == 1 and not branches else None
