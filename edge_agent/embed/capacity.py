@@ -62,14 +62,16 @@ class _Camera:
     lost: int
     delivered: int = 0
     frames: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=FRAMES))
+    interval_s: float | None = None
+    """Between two of its frames; None while too few were seen."""
 
-    @property
-    def interval_s(self) -> float | None:
-        """Between two of its frames; None while too few were seen."""
-        if len(self.frames) < 2:
-            return None
+    def add(self, time: float, every_nth: int) -> None:
+        """Add a frame."""
+        if self.frames and not 0.0 <= time - self.frames[-1][0] <= GAP_S * every_nth:
+            self.frames.clear()
+        self.frames.append((time, self.delivered))
         (begin, first), (end, last) = self.frames[0], self.frames[-1]
-        return (end - begin) / (last - first)
+        self.interval_s = (end - begin) / (last - first) if last > first else None
 
 
 @dataclass(slots=True)
@@ -208,15 +210,15 @@ class CropBudget:
             self._known = (crops, seconds)
 
     def _note(self, frame: Candidates, now: float, every_nth: int) -> None:
-        camera = self._cameras.setdefault(frame.camera, _Camera(now, frame.lost))
+        camera = self._cameras.get(frame.camera)
+        if camera is None:
+            camera = self._cameras[frame.camera] = _Camera(now, frame.lost)
         lost, camera.lost, camera.seen = frame.lost - camera.lost, frame.lost, now
         camera.delivered += every_nth + lost
         if self._window is not None:
             self._window.frames += every_nth + lost
             self._window.lost += lost
-        if camera.frames and not 0.0 <= frame.time - camera.frames[-1][0] <= GAP_S * every_nth:
-            camera.frames.clear()
-        camera.frames.append((frame.time, camera.delivered))
+        camera.add(frame.time, every_nth)
 
     def _review(self, now: float) -> None:
         """Correct the host's limit by its load."""

@@ -170,10 +170,11 @@ class CropSelector:
         """Return the tier of each crop, as in docs/overload.md, and its urgency within that."""
         tracks = crops.tracks
         owned = crops.owner >= 0
-        latest = crops.of_tracks([max(one.embedded_at, one.requested_at) for one in tracks], math.inf)
+        embedded_at = crops.of_tracks([one.embedded_at for one in tracks], math.inf)
+        latest = np.maximum(embedded_at, crops.of_tracks([one.requested_at for one in tracks], math.inf))
         waited = np.minimum(np.maximum(_times(frames)[crops.frame] - latest, 0.0), LONGEST_S)
         wait = np.where(owned, waited, STRETCHED_S)
-        needed = crops.of_tracks(list(map(self._tracks.crops_wanted, tracks)), 0) > 0
+        needed = crops.of_tracks(self._tracks.crops_wanted(tracks), 0) > 0
         settled = crops.of_tracks([one.number is not None for one in tracks], False) > 0
         settled &= crops.certain
         tier = np.where(wait >= STRETCHED_S, _SETTLED, _REST)
@@ -212,7 +213,7 @@ class CropSelector:
         """Return the tracks of its camera whose last box shows where the person is now."""
         now = frame.time
         present = self._tracks.present(frame.camera)
-        return [track for track in present if abs(now - track.last.time) <= FRESH_S]
+        return [track for track in present if -FRESH_S <= now - track.last.time <= FRESH_S]
 
 
 def _nearest(
@@ -246,8 +247,8 @@ def _camera_places(frames: Sequence[Candidates]) -> NDArray[np.intp]:
 
 
 def _spare(masks: Masks, crops: _Crops) -> None:
-    for frame, row in zip(crops.frame.tolist(), crops.row.tolist(), strict=True):
-        masks[frame][row] = True
+    for at, mask in enumerate(masks):
+        mask[crops.row[crops.frame == at]] = True
 
 
 def _by_turns(

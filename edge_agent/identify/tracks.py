@@ -308,10 +308,15 @@ class TrackTable:
         """Return a track of a camera that has not ended."""
         return self._present.get(camera, {}).get(number)
 
-    def crops_wanted(self, track: Track) -> int:
-        """Return how many good crops a track needs soon: to be decided, or after a narrow decision."""
-        target = self.settings.enrol_crops if track.number is None else track.review_until
-        return max(0, math.ceil(target - track.evidence.count))
+    def crops_wanted(self, tracks: Iterable[Track]) -> list[float]:
+        """Return what each track lacks soon, to be decided or after a narrow decision; nothing below 0.
+
+        The unit is that of `Evidence.count`: good crops.
+        """
+        enrol = self.settings.enrol_crops
+        return [
+            (enrol if track.number is None else track.review_until) - track.evidence.count for track in tracks
+        ]
 
     @property
     def identified(self) -> int:

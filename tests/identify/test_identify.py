@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -379,7 +380,7 @@ def test_a_track_needs_crops_until_it_is_decided_and_after_a_narrow_decision(gal
     def wanted(number: int) -> int:
         track = tracks.find("cam", number)
         assert track is not None
-        return tracks.crops_wanted(track)
+        return max(0, math.ceil(tracks.crops_wanted([track])[0]))
 
     warm(scene, people)
     scene.show({1: people.crop(7)})
