@@ -19,8 +19,6 @@ _SAME_BODY = 0.5
 _MOST_NOTES = 10_000
 """Most entries of `Covisibility.met` and `stale` together."""
 _FIRST_PLACES = 16
-Boxes = NDArray[np.float32]
-Places = NDArray[np.intp]
 
 
 class _Counts:
@@ -31,29 +29,39 @@ class _Counts:
 
     def __init__(self) -> None:
         self.frames: NDArray[np.int32] = np.full((_FIRST_PLACES, _FIRST_PLACES), -1, np.int32)
-        self._places: dict[TrackKey, int] = {}
+        self.keys: list[TrackKey] = [("", 0)] * _FIRST_PLACES
+        """The track of each row of `frames` that is in use."""
+        self.apart: set[int] = set()
+        """Numbers of tracks that are all known to be different people."""
+        self._places: dict[int, int] = {}
         self._free = list(range(_FIRST_PLACES))
 
-    def places(self, tracks: Sequence[TrackKey], rivals: Mapping[TrackKey, set[TrackKey]]) -> Places:
+    def places(
+        self, camera: str, tracks: Sequence[int], rivals: Mapping[TrackKey, set[TrackKey]]
+    ) -> list[int]:
         """Return the rows of tracks in `frames`; a new track has no frames with others but its rivals."""
-        for track in tracks:
-            if track not in self._places:
-                self._add(track, rivals.get(track, set()))
-        return np.array([self._places[track] for track in tracks], np.intp)
+        known = self._places
+        for track in [track for track in tracks if track not in known]:
+            key = (camera, track)
+            self._add(key, rivals.get(key, set()))
+        return [known[track] for track in tracks]
 
-    def _add(self, track: TrackKey, rivals: set[TrackKey]) -> None:
+    def _add(self, key: TrackKey, rivals: set[TrackKey]) -> None:
         if not self._free:
             size = len(self.frames)
             self.frames = np.pad(self.frames, (0, size), constant_values=-1)
+            self.keys += self.keys
             self._free = list(range(size, 2 * size))
         place = self._free.pop()
         self.frames[place] = self.frames[:, place] = 0
-        known = [place, *(self._places[rival] for rival in rivals if rival in self._places)]
+        known = [place, *(self._places[track] for _, track in rivals if track in self._places)]
         self.frames[place, known] = self.frames[known, place] = -1
-        self._places[track] = place
+        self.keys[place] = key
+        self._places[key[1]] = place
 
-    def drop(self, track: TrackKey) -> None:
+    def drop(self, track: int) -> None:
         """Forget a track."""
+        self.apart.discard(track)
         if (place := self._places.pop(track, None)) is not None:
             self._free.append(place)
 
@@ -70,61 +78,53 @@ class Covisibility:
         self._counts: dict[str, _Counts] = defaultdict(_Counts)
         """By camera, of pairs that may be one person."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
-        self.met: list[tuple[TrackKey, TrackKey]] = []
-        """New pairs of rivals; `Shared.taken` reads the list and clears it."""
+        self.met: list[tuple[TrackKey, list[TrackKey]]] = []
+        """Tracks, and their new rivals; `Shared.taken` reads the list and clears it."""
         self.stale: set[TrackKey] = set()
         """Tracks that lost rivals; read and cleared in the same way."""
         self.changes = 0
         """Number of times that both were cleared unread, since they were too long: any track may be stale."""
-        self._apart: dict[str, set[TrackKey]] = {}
-        """Tracks of the latest frame of a camera that are all known to be different people."""
 
     def observe(self, seen: Sequence[TrackObservation]) -> None:
         """Count the tracks of one frame of one camera."""
-        if not all(one.sure for one in seen):
-            seen = [one for one in seen if one.sure]
+        seen = [one for one in seen if one.sure]
         if len(seen) < 2:
             return
-        camera = seen[0].camera
-        keys = [(camera, one.track_id) for one in seen]
-        apart = self._apart.get(camera, set())
-        open_ = [row for row, key in enumerate(keys) if key not in apart]
-        if not open_:
-            return
-        apart = apart.intersection(keys)
-        self._count(self._counts[camera], keys, seen, open_)
-        for row in open_:
-            if self._rivals.get(keys[row], set()) >= apart:
-                apart.add(keys[row])
-        self._apart[camera] = apart
+        counts = self._counts[seen[0].camera]
+        tracks = [one.track_id for one in seen]
+        apart = counts.apart
+        open_ = [row for row, track in enumerate(tracks) if track not in apart]
+        if open_:
+            self._count(counts, counts.places(seen[0].camera, tracks, self._rivals), seen, open_)
 
     def _count(
-        self,
-        counts: _Counts,
-        keys: Sequence[TrackKey],
-        seen: Sequence[TrackObservation],
-        open_: Sequence[int],
+        self, counts: _Counts, places: Sequence[int], seen: Sequence[TrackObservation], open_: Sequence[int]
     ) -> None:
         """Count the pairs of the tracks in rows `open_` with all."""
-        places = counts.places(keys, self._rivals)
-        frames = counts.frames
-        rows, others = np.nonzero(frames[places[open_]][:, places] >= 0)
-        if not len(rows):
-            return
-        rows = np.array(open_, np.intp)[rows]
-        boxes = np.concatenate([one.box for one in seen]).reshape(-1, 4)
-        placed = np.array([one.placed for one in seen])
-        apart = ~(_share_body(boxes[rows], boxes[others]) & placed[rows] & placed[others])
-        rows, others = rows[apart], others[apart]
-        a, b = places[rows], places[others]
-        count = frames[a, b] + 1
-        known = count >= self.needed
-        count[known] = -1
-        frames[a, b] = frames[b, a] = count
-        for i, j in zip(rows[known].tolist(), others[known].tolist(), strict=True):
-            self._rivals[keys[i]].add(keys[j])
-            self._rivals[keys[j]].add(keys[i])
-            self.met.append((keys[i], keys[j]))
+        columns = np.array(places, np.intp)
+        rows = columns[open_][:, None]
+        frames = counts.frames[rows, columns]
+        unknown = frames >= 0
+        if unknown.any():
+            apart = unknown & ~_share_body(seen, open_)
+            frames += apart
+            known = apart & (frames >= self.needed)
+            frames[known] = -1
+            counts.frames[rows, columns] = counts.frames[columns, rows] = frames
+            if not known.any():
+                return
+            unknown &= ~known
+            for row in np.flatnonzero(known.any(axis=1)).tolist():
+                others = [counts.keys[places[column]] for column in np.flatnonzero(known[row]).tolist()]
+                self._meet(counts.keys[places[open_[row]]], others)
+        counts.apart = {seen[row].track_id for row in _apart(unknown, open_)}
+
+    def _meet(self, track: TrackKey, others: list[TrackKey]) -> None:
+        """Note that a track and others are different people."""
+        self._rivals[track].update(others)
+        for other in others:
+            self._rivals[other].add(track)
+        self.met.append((track, others))
         self._bound_notes()
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
@@ -135,8 +135,9 @@ class Covisibility:
         self, track: TrackKey, part: TrackKey, before: Collection[TrackKey], since: Collection[TrackKey]
     ) -> None:
         """Divide the rivals of a track among its part before a time, and the track since that time."""
-        self._apart.pop(track[0], None)
-        self._counts[track[0]].drop(track)
+        counts = self._counts[track[0]]
+        counts.apart = set()
+        counts.drop(track[1])
         rivals = self._rivals.pop(track, set())
         self.stale.update(rivals, (track, part))
         self._bound_notes()
@@ -149,7 +150,7 @@ class Covisibility:
 
     def ended(self, track: TrackKey) -> None:
         """Note that a track is not seen any more; its rivals stay."""
-        self._counts[track[0]].drop(track)
+        self._counts[track[0]].drop(track[1])
 
     def forget(self, tracks: Iterable[TrackKey]) -> None:
         """Drop tracks that ended long ago."""
@@ -168,15 +169,27 @@ class Covisibility:
             self.changes += 1
 
 
-def _share_body(some: Boxes, others: Boxes) -> NDArray[np.bool_]:
-    """`(N,)` whether the smaller of two boxes, of `(N, 4)` each, lies mostly in the other."""
-    sides = np.minimum(some[:, 2:], others[:, 2:]) - np.maximum(some[:, :2], others[:, :2])
-    sides = np.maximum(sides, 0)
-    smaller = np.minimum(_area(some), _area(others))
-    shared: NDArray[np.bool_] = sides[:, 0] * sides[:, 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
+def _apart(unknown: NDArray[np.bool_], open_: Sequence[int]) -> list[int]:
+    """Return rows of tracks that are all known to be different people, by the `(O, N)` unknown pairs of rows
+    `open_`: all other rows, and those of `open_` that fit to them.
+    """
+    apart = np.ones(unknown.shape[1], np.bool_)
+    apart[open_] = False
+    for row in np.flatnonzero(~unknown[:, apart].any(axis=1)).tolist():
+        apart[open_[row]] = not unknown[row, apart].any()
+    found: list[int] = np.flatnonzero(apart).tolist()
+    return found
+
+
+def _share_body(seen: Sequence[TrackObservation], open_: Sequence[int]) -> NDArray[np.bool_]:
+    """`(O, N)` whether the smaller of two boxes, one of rows `open_`, lies mostly in the other."""
+    left, top, right, bottom = sides = np.concatenate([one.box for one in seen]).reshape(-1, 4).T.copy()
+    area = (right - left) * (bottom - top)
+    left_, top_, right_, bottom_ = sides[:, open_, None]
+    width = np.maximum(np.minimum(right_, right) - np.maximum(left_, left), 0)
+    height = np.maximum(np.minimum(bottom_, bottom) - np.maximum(top_, top), 0)
+    smaller = np.maximum(np.minimum(area[open_][:, None], area), 1.0)
+    placed = np.array([one.placed for one in seen])
+    shared: NDArray[np.bool_] = width * height >= _SAME_BODY * smaller
+    shared &= placed[open_][:, None] & placed
     return shared
-
-
-def _area(boxes: Boxes) -> Boxes:
-    area: Boxes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return area

@@ -130,10 +130,12 @@ class Shared:
         for track in links.stale:
             taken.pop(track, None)
         links.stale.clear()
-        for one, other in links.met:
-            for track, rival in ((one, other), (other, one)):
-                if track in taken:
-                    taken[track] |= tracks.numbers((rival,))
+        for track, rivals in links.met:
+            if track in taken:
+                taken[track] |= tracks.numbers(rivals)
+            if numbers := tracks.numbers((track,)):
+                for rival in taken.keys() & rivals:
+                    taken[rival] |= numbers
         links.met.clear()
         for track, number in tracks.gained:
             for rival in links.rivals(track):
