@@ -96,7 +96,7 @@ class Identifier:
         seen = self.tracks.observe(update)
         self._shared.links.observe(update.seen)
         decisions, self._waiting = self._waiting, []
-        due = [track for track in seen if self._is_due(track)]
+        due = self._due(seen)
         due += [track for track in self._newcomers.answered(update.camera) if track not in due]
         try:
             if due or update.ended:
@@ -216,13 +216,16 @@ class Identifier:
         """Set the threshold of an operator, see `ThresholdPolicy.set_by_hand`."""
         self.thresholds.set_by_hand(value)
 
-    def _is_due(self, track: Track) -> bool:
-        if track.question is not None:
-            return False  # until the reply comes
-        fresh = track.evidence.count - track.decided_at
-        if track.evidence.count < self._shared.settings.decide_crops or fresh == 0:
-            return False
-        return track.number is None or fresh >= REVIEW_CROPS
+    def _due(self, seen: Sequence[Track]) -> list[Track]:
+        """Return the tracks that need a decision or a review, but none that waits for a reply."""
+        least = self._shared.settings.decide_crops
+        due = []
+        for track in seen:
+            count = track.evidence.count
+            fresh = count - track.decided_at
+            if (fresh >= REVIEW_CROPS or (fresh and track.number is None)) and count >= least:
+                due.append(track)
+        return [track for track in due if track.question is None]
 
     def _decide_frame(
         self, seen: Sequence[Track], due: Sequence[Track], update: TrackUpdate, decisions: list[Decision]

@@ -269,32 +269,39 @@ class TrackTable:
 
     def observe(self, update: TrackUpdate) -> list[Track]:
         """Update the tracks of one frame; return those that were seen, in order."""
-        present = self._present.setdefault(update.camera, {})
-        seen = [self._observe(observation, update.size, present) for observation in update.seen]
+        present, size = self._present.setdefault(update.camera, {}), update.size
+        seen: list[Track] = []
+        for one in update.seen:
+            if (track := present.get(one.track_id)) is None:
+                track = present[one.track_id] = self._appear(one, size)
+            track.last, track.size = one, size
+            if one.vector is not None:
+                self._pool(track, one, one.vector)
+            seen.append(track)
         for number in update.ended:
             present.pop(number, None)
         return seen
 
-    def _observe(self, seen: TrackObservation, size: tuple[int, int], present: dict[int, Track]) -> Track:
+    def _appear(self, seen: TrackObservation, size: tuple[int, int]) -> Track:
+        """Return the record of a track that appears; an upstream tracker may report an ended one again."""
         key = (seen.camera, seen.track_id)
-        track = self._tracks.get(key)
-        if track is None:
+        if (track := self._tracks.get(key)) is None:
             origin = f"{self._session}:{seen.camera}:{seen.track_id}"
             track = Track(key, origin, Evidence(self.settings.pool_crops), seen, seen, size)
             self._tracks[key] = track
-        if seen.track_id not in present:  # an upstream tracker may report an ended one again
-            present[seen.track_id] = track
-        track.last, track.size = seen, size
-        if seen.vector is not None:
-            track.embedded_at = seen.time
-            gap = abs(seen.time - track.crop_time)
-            large = self._heights[seen.camera].admit(float(seen.box[3] - seen.box[1]))
-            if large and seen.quality > 0 and gap >= self.settings.crop_interval_s:
-                counted = track.evidence.add(seen.vector, seen.quality, gap, seen.time)
-                track.crop_time = seen.time
-                if seen.sure:
-                    track.sure += counted
         return track
+
+    def _pool(self, track: Track, seen: TrackObservation, vector: NDArray[np.float32]) -> None:
+        """Put an embedding into the evidence of its track, if it is good enough and not too soon."""
+        time, box, quality = seen.time, seen.box, seen.quality
+        track.embedded_at = time
+        gap = abs(time - track.crop_time)
+        large = self._heights[seen.camera].admit(float(box[3] - box[1]))
+        if large and quality > 0 and gap >= self.settings.crop_interval_s:
+            counted = track.evidence.add(vector, quality, gap, time)
+            track.crop_time = time
+            if seen.sure:
+                track.sure += counted
 
     def get(self, key: TrackKey) -> Track | None:
         """Return a track, present or ended; None when it is unknown."""
@@ -413,6 +420,7 @@ class TrackTable:
         unheld = []
         for key in gone:
             number = self._tracks.pop(key).number
+            self._present.get(key[0], {}).pop(key[1], None)  # where one that had ended was reported again
             self._numbers.pop(key, None)
             if number is not None:
                 self.holders(number).discard(key)
