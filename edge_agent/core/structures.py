@@ -433,7 +433,7 @@ def overlapping(
     near &= together
     places = near.ravel().nonzero()[0]  # several times as fast as of two axes
     rows, columns = np.divmod(places, len(b))
-    width, height = sides.reshape(2, -1)[:, places]
+    width, height = sides.reshape(2, -1).take(places, axis=1)
     overlap: NDArray[np.float32] = width * height
     if wider is None:
         union, least = _area(own)[rows] + _area(others)[columns], _LEAST_AREA

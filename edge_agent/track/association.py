@@ -8,9 +8,9 @@ track, whatever its overlap.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -56,9 +56,9 @@ def associate(cost: NDArray[np.float64], limit: float) -> Pairs:
 
 def _cheapest(rows: Places, columns: Places, cost: NDArray[np.float64]) -> tuple[Places, Places]:
     """Return the cheapest assignment with as many as possible of these pairs `(P,)`, in order of the rows."""
-    shared = (np.bincount(rows)[rows] > 1) | (np.bincount(columns)[columns] > 1)
-    if not np.count_nonzero(shared):
+    if len(set(rows.tolist())) == len(set(columns.tolist())) == len(rows):
         return rows, columns
+    shared = (np.bincount(rows)[rows] > 1) | (np.bincount(columns)[columns] > 1)
     from scipy.optimize import linear_sum_assignment  # the daemon loads it during the first frames
 
     (own, row), (others, column) = _distinct(rows[shared]), _distinct(columns[shared])
@@ -128,7 +128,9 @@ class JointUpdate:
         width = self._vectors.shape[1]
         self._appearance = _join([frame.tracks.appearance(width) for frame in frames])
         # A failed engine gives vectors of width 0.
-        self._present = _join([frame.embedded.present for frame in frames]) & (width > 0)
+        self._present = _join([frame.embedded.present for frame in frames])
+        if not width:
+            self._present = np.zeros_like(self._present)
         scores = _join([frame.detections.scores for frame in frames])
         self._high = scores >= _repeated([frame.levels.high for frame in frames], found)
         self._cameras = None
@@ -141,9 +143,9 @@ class JointUpdate:
         rows, found, cost = self._costs()
         near = cost <= self._settings.max_cost
         rows, found = _cheapest(rows[near], found[near], cost[near])
-        ends = np.searchsorted(rows, [at.stop for at in self._track_rows]).tolist()
         every, begin, matched = (rows.tolist(), found.tolist()), 0, []
-        for *starts, end in zip(self._track_rows, self._found_rows, ends, strict=True):
+        for starts in zip(self._track_rows, self._found_rows, strict=True):
+            end = bisect_left(every[0], starts[0].stop)
             mine, theirs = (
                 [row - at.start for row in part[begin:end]] for part, at in zip(every, starts, strict=True)
             )
@@ -212,14 +214,15 @@ class JointUpdate:
             row + at.start for (_, mine), at in zip(matched, self._found_rows, strict=True) for row in mine
         ]
         kalman.correct(self._states, rows, _take(self._boxes, found))
+        seen, shows = np.array(rows, np.intp), np.array(found, np.intp)
         last_seen, hits, known = self._facts
-        last_seen[rows] = _repeated(
+        last_seen[seen] = _repeated(
             [frame.time for frame in self._frames], [len(mine) for mine, _ in matched]
         )
-        hits[rows] += 1
-        shown = self._present[found].nonzero()[0]
+        hits[seen] += 1
+        shown = self._present[shows].nonzero()[0]
         if len(shown):
-            there, now = np.array(rows)[shown], self._vectors.take(np.array(found)[shown], axis=0)
+            there, now = seen[shown], self._vectors.take(shows[shown], axis=0)
             self._appearance[there] = mixed(self._appearance.take(there, axis=0), now, known[there])
             known[there] = 1
         confirmed = hits >= self._settings.confirm_hits
@@ -266,8 +269,10 @@ def _repeated(values: list[float], counts: list[int]) -> float | NDArray[np.floa
 
 def _spans(counts: Sequence[int]) -> list[slice]:
     """Positions of consecutive parts of these lengths."""
-    ends = list(accumulate(counts))
-    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    spans, end = [], 0
+    for count in counts:
+        spans.append(slice(end, end := end + count))
+    return spans
 
 
 def _take(array: NDArray[np.float32], rows: list[int]) -> NDArray[np.float32]:

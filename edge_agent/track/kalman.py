@@ -55,30 +55,34 @@ def predict(states: States, dt: float | NDArray[np.float64]) -> Boxes:
     Returns:
         `(T, 4)` float32 xyxy, the expected boxes.
     """
-    position, velocity, variance, covariance, velocity_variance = states
-    position += dt * velocity
+    position, covariance, variances = states[POSITION], states[COVARIANCE], states[VARIANCE:]
+    moved, drift = dt * states[VELOCITY :: VELOCITY_VARIANCE - VELOCITY]
+    position += moved
     clamped = np.maximum(position, _SMALLEST)
-    noise = _PROCESS_NOISE * np.square(clamped[:, 3:])
-    square, drift = dt * dt, dt * velocity_variance
-    variance += dt * (covariance + covariance + drift) + square * square / 4 * noise
-    covariance += drift + square * dt / 2 * noise
-    velocity_variance += square * noise
-    boxes: Boxes = (clamped @ _TO_CORNERS).astype(np.float32)
+    square = dt * dt
+    weights = np.array([square * square / 4, square * dt / 2, square]).reshape(3, -1, 1)
+    growth = weights * (_PROCESS_NOISE * np.square(clamped[:, 3:]))  # of each row of `variances`
+    of_variance, of_covariance, _ = growth
+    of_variance += dt * (covariance + covariance + drift)
+    of_covariance += drift
+    variances += growth
+    boxes: Boxes = clamped.dot(_TO_CORNERS).astype(np.float32)
     return boxes
 
 
 def correct(states: States, rows: Sequence[int], boxes: Boxes) -> None:
     """Correct N of the states `(5, T, 4)`, those at `rows`, by measured boxes `(N, 4)` xyxy, in place."""
-    every = rows == list(range(states.shape[1]))
-    chosen = states if every else states.take(rows, axis=1)
+    every, at = rows == list(range(states.shape[1])), np.array(rows, np.intp)
+    chosen = states if every else states.take(at, axis=1)
     # Of each axis both at a time: position and velocity, and what couples them to the measured position.
     moving, coupled = chosen[: VELOCITY + 1], chosen[VARIANCE : COVARIANCE + 1]
-    measured = boxes @ _FROM_CORNERS
+    measured = boxes.astype(np.float64).dot(_FROM_CORNERS)
     total = np.square(_MEASURED * np.maximum(measured[:, 3:], _ONE)) + chosen[VARIANCE]
     measured -= chosen[POSITION]
     gains = coupled / total
     moving += gains * measured
-    chosen[VELOCITY_VARIANCE] -= gains[1] * chosen[COVARIANCE]
+    velocity_variance = chosen[VELOCITY_VARIANCE]
+    velocity_variance -= gains[1] * chosen[COVARIANCE]
     coupled *= _ONE - gains[0]
     if not every:
-        states[:, rows] = chosen
+        states[:, at] = chosen

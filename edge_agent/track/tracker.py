@@ -150,7 +150,7 @@ class Tracker:
 
     def _observations(self, frame: int, given: CameraFrame, pairs: Pairs) -> tuple[TrackObservation, ...]:
         ids, confirmed = self._tracks.ids, given.confirmed
-        boxes, vectors = list(given.detections.boxes), given.embedded.vectors
+        boxes, vectors = list(given.detections.boxes), list(given.embedded.vectors)
         scores, quality = given.detections.scores.tolist(), given.embedded.quality.tolist()
         present = given.embedded.present.tolist()
         sure = _sure(given.detections, self._levels.sure)

@@ -131,7 +131,7 @@ def mixed(before: Vectors, vectors: Vectors, known: NDArray[np.float64]) -> Vect
     result: Vectors = _APPEARANCE_MEMORY * before
     result += (1 - _APPEARANCE_MEMORY) * vectors
     result /= np.maximum(np.sqrt(np.einsum("nd,nd->n", result, result)), _LEAST_NORM)[:, None]
-    if not known.all():
+    if np.count_nonzero(known) < len(known):
         new = known == 0
         result[new] = vectors[new]
     return result
