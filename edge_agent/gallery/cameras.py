@@ -199,8 +199,10 @@ class Cameras:
     def _moved(self, camera: str, view: int) -> int | None:
         """Return the epoch that the latest people of a camera belong to, if it is not the present one."""
         means = self._file.means
-        latest = np.stack([one.vector for one in means.latest[camera].values()]).astype(np.float64)
-        people, total = means.counts()[view] - len(latest), means.totals()[view] - latest.sum(axis=0)
+        vectors = [one.vector for one in means.latest[camera].values()]
+        latest = np.concatenate(vectors, dtype=np.float64).reshape(len(vectors), -1)
+        people, total = means.votes(view)
+        people, total = people - len(latest), total - latest.sum(axis=0)
         far = _distance(latest, people, total)
         if far is None or far < _FAR:
             return None

@@ -110,7 +110,7 @@ class _Slot:
         self.blocks[of_a][:, at_a] = self.blocks[of_b][:, at_b]
         self.blocks[of_b][:, at_b] = kept
         for values in (self.factors, self.sums):
-            values[[a, b]] = values[[b, a]]
+            values[a], values[b] = values[b], values[a]
 
 
 Rows = tuple[Places, Places, Places]
@@ -266,11 +266,11 @@ class Copies:
         if where and self._coarse is not None:
             self._coarse.put(where, np.concatenate([slots[slot][places] for slot, places in where]))
 
-    def put(self, slot: int, places: Places) -> None:
-        """Note that rows at rising places `(N,)` have changed."""
-        if self._coarse is not None and len(places):
-            self._coarse.reserve(slot, int(places[-1]) + 1)
-            self._note(slot, places.tolist())
+    def put(self, slot: int, places: Sequence[int]) -> None:
+        """Note that rows at rising places have changed."""
+        if self._coarse is not None and places:
+            self._coarse.reserve(slot, places[-1] + 1)
+            self._note(slot, places)
 
     def _note(self, slot: int, places: Iterable[int]) -> None:
         while len(self._late) <= slot:

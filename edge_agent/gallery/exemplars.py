@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,15 +55,14 @@ class Exemplars:
         self._store = store
         self._dimension = dimension
 
-    @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Note what a transaction changes and reads, until the end of the block."""
-        try:
-            yield
-        finally:
-            self.changed.clear()
-            self._revisions.clear()
-            self._read.clear()
+
+    def __exit__(self, *problem: object) -> None:
+        """Forget that."""
+        self.changed.clear()
+        self._revisions.clear()
+        self._read.clear()
 
     def state(self, number: int) -> State:
         """Return the present state of an identity, without a query where the transaction knows it."""

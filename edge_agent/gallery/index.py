@@ -22,7 +22,7 @@ updated with each change of a row. Identities that it finds are scored by their 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -47,6 +47,9 @@ _LONGEST = 4096
 """Rows from the shortlist beyond which comparing with all identities is as fast."""
 _TOGETHER = 128
 """Queries times slots at a time: 8 MB of products."""
+_SINGLY = 16
+"""Identities whose exemplars are gathered one by one."""
+_NOTHING = np.zeros(0, np.float32)
 _ENCODED = 1024
 """Rows encoded at a time: about ten milliseconds."""
 _RECODED = 4096
@@ -85,17 +88,16 @@ class ExemplarIndex:
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return copies of exemplars, see `Gallery.vectors`."""
-        if len(numbers) == 1:  # most calls; arrays of places would cost more
-            (number,) = numbers
-            rows = np.empty((self._count(number), self._dimension), np.float32)
-            for slot in range(len(rows)):
-                rows[slot] = self._slots[slot][self._place[number]]
-            return np.full(len(rows), number, np.int64), rows
+        if len(numbers) <= _SINGLY:  # most calls; arrays of places would cost more
+            where = self._where(numbers)
+            rows = [_NOTHING, *(self._slots[slot][place] for _, slot, place in where)]
+            owners = np.array([number for number, _, _ in where], np.int64)
+            return owners, np.concatenate(rows).reshape(-1, self._dimension)
         here, counts, parts = self._parts(numbers)
-        rows = np.empty((int(counts.sum()), self._dimension), np.float32)
+        gathered = np.empty((int(counts.sum()), self._dimension), np.float32)
         for slot, (targets, places) in enumerate(parts):
-            rows[targets] = self._slots[slot][places]
-        return np.repeat(here, counts), rows
+            gathered[targets] = self._slots[slot][places]
+        return np.repeat(here, counts), gathered
 
     def rows(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors, Views]:
         """Return copies of exemplars, as `vectors`, and the views `(N,)`."""
@@ -104,11 +106,20 @@ class ExemplarIndex:
 
     def views(self, numbers: Collection[int]) -> Views:
         """Return the views `(N,)` of the exemplars that `vectors` returns."""
+        if len(numbers) <= _SINGLY:
+            return np.array([self._views[slot][place] for _, slot, place in self._where(numbers)], np.int32)
         _, counts, parts = self._parts(numbers)
         views = np.empty(int(counts.sum()), np.int32)
         for slot, (targets, places) in enumerate(parts):
             views[targets] = self._views[slot][places]
         return views
+
+    def _where(self, numbers: Iterable[int]) -> list[tuple[int, int, int]]:
+        """Return identity, slot and place of the exemplars of some identities."""
+        places = [(number, self._place[number]) for number in numbers if number in self._place]
+        return [
+            (number, slot, place) for number, place in places for slot in range(_count(place, self._used))
+        ]
 
     def _parts(
         self, numbers: Collection[int]
@@ -143,7 +154,7 @@ class ExemplarIndex:
             for first in range(0, len(places), _GATHERED):
                 some = places[first : first + _GATHERED]
                 rows[some] = centred(restored(rows[some], before), after)
-                self._copies.put(slot, some)
+                self._copies.put(slot, some.tolist())
             turned.append(self._numbers[places])
             if len(places) > _RECODED:
                 self.shortlist = None
@@ -193,14 +204,16 @@ class ExemplarIndex:
     def put(self, number: int, vectors: Vectors, views: Views | None = None) -> None:
         """Set the exemplars `(M, D)` of an identity and their views, by default 0; M = 0 removes it."""
         of = np.zeros(len(vectors), np.int32) if views is None else views
-        for _ in range(self._count(number) - len(vectors)):
+        count = _count(self._place.get(number), self._used)
+        for _ in range(count - len(vectors)):
             self._shrink(number)
-        for slot in range(self._count(number)):
-            self._slots[slot][self._place[number]] = vectors[slot]
-            self._views[slot][self._place[number]] = of[slot]
-            self._copies.put(slot, np.array([self._place[number]]))
-            self._encode(slot, self._place[number])
-        for slot in range(self._count(number), len(vectors)):
+        for slot in range(min(count, len(vectors))):
+            place = self._place[number]
+            self._slots[slot][place] = vectors[slot]
+            self._views[slot][place] = of[slot]
+            self._copies.put(slot, [place])
+            self._encode(slot, place)
+        for slot in range(count, len(vectors)):
             self._grow(number, slot, vectors[slot], int(of[slot]))
 
     def search(self, queries: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
@@ -311,10 +324,6 @@ class ExemplarIndex:
             self._scratch = np.empty(rows * columns, np.float32)
         return self._scratch[: rows * columns].reshape(rows, columns)
 
-    def _count(self, number: int) -> int:
-        place = self._place.get(number)
-        return 0 if place is None else sum(used > place for used in self._used)
-
     def _grow(self, number: int, count: int, vector: Vectors, view: int) -> None:
         """Add one exemplar to an identity that has `count`, keeping the order by falling count."""
         if count == len(self._slots):
@@ -332,12 +341,12 @@ class ExemplarIndex:
         self._views[count] = _extended(self._views[count], first)
         self._views[count][first] = view
         self._used[count] = first + 1
-        self._copies.put(count, np.array([first]))
+        self._copies.put(count, [first])
         self._encode(count, first)
 
     def _shrink(self, number: int) -> None:
         """Remove an identity's last exemplar, keeping the order by falling count."""
-        count = self._count(number)
+        count = _count(self._place.get(number), self._used)
         last = self._used[count - 1] - 1  # of all identities with exactly `count` exemplars
         self._swap(self._place[number], last, count)
         self._slots[count - 1][last] = 0.0  # an erased embedding must not stay in memory
@@ -353,14 +362,23 @@ class ExemplarIndex:
         if a == b:
             return
         for place, (slot, views) in enumerate(zip(self._slots[:count], self._views, strict=False)):
-            slot[[a, b]] = slot[[b, a]]
-            views[[a, b]] = views[[b, a]]
+            row = slot[a].copy()
+            slot[a], slot[b] = slot[b], row
+            views[a], views[b] = views[b], views[a]
             self._copies.swap(place, a, b)
             self._encode(place, min(a, b))
             self._encode(place, max(a, b))
-        self._numbers[[a, b]] = self._numbers[[b, a]]
+        self._numbers[a], self._numbers[b] = self._numbers[b], self._numbers[a]
         self._place[int(self._numbers[a])] = a
         self._place[int(self._numbers[b])] = b
+
+
+def _count(place: int | None, used: Sequence[int]) -> int:
+    """Return the number of exemplars of the identity at a place; 0 without one."""
+    count = 0
+    while place is not None and count < len(used) and place < used[count]:
+        count += 1
+    return count
 
 
 def _multiply(queries: Vectors, rows: Vectors, products: Vectors) -> None:

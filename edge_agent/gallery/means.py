@@ -113,6 +113,7 @@ class CameraMeans:
         self.latest: dict[str, dict[str, Seen]] = {}
         """Latest people by camera, the oldest first, by a key that a person keeps."""
         self._biases: dict[int, Bias] = {}  # of the present votes and offsets
+        self._by_others: set[int] = set()  # those of them that depend on the votes of other views
         self._likenesses: Sums = np.zeros(0)  # `likeness_of` views, NaN for None
         self._stale: set[int] = set()  # views whose likeness is another by the present votes
         self.offsets: Vectors = np.zeros((0, dimension), np.float32)
@@ -269,22 +270,27 @@ class CameraMeans:
         return self._biases[view]
 
     def _bias(self, view: int) -> Bias:
-        likeness, (people, total) = self._likeness(view), self._votes(view)
+        likeness, (people, total) = self._likeness(view), self.votes(view)
         offset = self.offsets[view].astype(np.float64)
         relief = float(offset @ offset)
         if likeness is not None:
             # One's own vote is left out: a mean is nearer to those who voted than to others.
             relief = 2 * float(total @ offset - (1 - likeness) * weight(people)) / people - relief
         relief = min(max(relief, 0.0), LONGEST_OFFSET**2)
+        if likeness is None:
+            self._by_others.add(view)
         whole = self._greatest_likeness() if likeness is None else likeness
         share = 1 - (1 - relief / whole) ** 0.5 if whole > relief else float(relief > 0)
         return Bias(people, share, relief, likeness)
 
     def _note_vote(self, view: int) -> None:
         self._stale.add(view)
-        self._biases.clear()
+        self._biases.pop(view, None)
+        for other in self._by_others:
+            self._biases.pop(other, None)
+        self._by_others.clear()
 
-    def _votes(self, view: int) -> tuple[float, Sums]:
+    def votes(self, view: int) -> tuple[float, Sums]:
         """Return the number of people who voted for a view, and the sum of their votes, `(D,)`."""
         if view in self.shared:
             return self.shared[view]
@@ -297,7 +303,7 @@ class CameraMeans:
     def _likeness(self, view: int) -> float | None:
         """Return the mean cosine of different people of a view, see `likeness_of`."""
         if view in self._stale:
-            found = likeness_of(*self._votes(view))
+            found = likeness_of(*self.votes(view))
             self._likenesses[view] = np.nan if found is None else found
             self._stale.discard(view)
         known = float(self._likenesses[view])
@@ -306,7 +312,7 @@ class CameraMeans:
     def _greatest_likeness(self) -> float:
         """Return the greatest of all views; 0 where there is none."""
         stale = list(self._stale)
-        found = [likeness_of(*self._votes(view)) for view in stale]
+        found = [likeness_of(*self.votes(view)) for view in stale]
         self._likenesses[stale] = [np.nan if one is None else one for one in found]
         self._stale.clear()
         return float(np.fmax.reduce(self._likenesses, initial=0.0))
@@ -314,8 +320,9 @@ class CameraMeans:
 
 def offsets_of(people: Sums, totals: Sums) -> Vectors:
     """Return the offsets `(V, D)` of views by the numbers `(V,)` of people and the sums `(V, D)` of votes."""
-    weights = people / (people + PEOPLE_FOR_HALF)
-    weighted = totals / (people + PEOPLE_FOR_HALF)[:, None]
+    more = people + PEOPLE_FOR_HALF
+    weights = people / more
+    weighted = totals / more[:, None]
     others = np.maximum(weights.sum() - weights, 0.0)
     missing = np.maximum(0.0, others / (others + 1) - weights)
     share = missing / np.maximum(others, 1e-9)

@@ -201,7 +201,7 @@ class SyncedFile:
     @contextlib.contextmanager
     def changing(self, *, durable: bool = True) -> Iterator[Rows]:
         """Hold the lock for one transaction, see `Store.change`; then update the index."""
-        with self.lock, self._rows.exemplars.noting():
+        with self.lock, self._rows.exemplars:
             rows = self._rows
             with rows.store.change(durable=durable) as began:
                 if began:
@@ -378,9 +378,9 @@ class SyncedFile:
         if not self.is_centred:
             return
         wanted, present = self.means.wanted(), self.means.offsets
-        few = self.means.counts() < _FEW_PEOPLE
-        least = np.where(few & erased, 0.0, _LEAST_TURN)
-        moved = np.sqrt(np.einsum("vd,vd->v", wanted - present, wanted - present)) > least
+        gaps = wanted - present
+        least = np.where(self.means.counts() < _FEW_PEOPLE, 0.0, _LEAST_TURN) if erased else _LEAST_TURN
+        moved = np.sqrt(np.einsum("vd,vd->v", gaps, gaps)) > least
         for view in np.flatnonzero(moved).tolist():
             numbers = self.index.turn(view, present[view], wanted[view])
             self.means.move(view, wanted[view])

@@ -42,7 +42,7 @@ class Votes:
 
 
 def _votes(raw: Vectors, views: Views) -> list[tuple[int, Sums]]:
-    return [
-        (view, direction(raw[views == view].sum(axis=0, dtype=np.float64)))
-        for view in sorted(set(views.tolist()))
-    ]
+    totals: dict[int, Sums] = {}
+    for view, row in zip(views.tolist(), raw.astype(np.float64), strict=True):
+        totals[view] = totals[view] + row if view in totals else row
+    return [(view, direction(total)) for view, total in totals.items()]
