@@ -156,8 +156,9 @@ class ThresholdPolicy:
 
     def current(self, bias: CameraBias | None = None) -> Threshold:
         """Return the threshold of a search among all identities; without a `bias`, for raw embeddings."""
-        self._update(bias)
-        return self._among(len(self._gallery), None, bias)
+        size = len(self._gallery)
+        self._update(size, bias)
+        return self._among(size, None, bias)
 
     def of(
         self, taken: int, likeness: float | None, bias: CameraBias | None = None, *, among: int = 0
@@ -211,9 +212,9 @@ class ThresholdPolicy:
         # Higher where people of this place are more alike than those of the calibration.
         return (value, "site") if proven and value > least else (least, "calibrated")
 
-    def _update(self, bias: CameraBias | None) -> None:
+    def _update(self, size: int, bias: CameraBias | None) -> None:
         """Estimate the scores of impostors; the latest stay where joined people took the last pairs away."""
-        self._sample()
+        self._sample(size)
         pairs = len(self.site)
         state = (
             self.site.changes // max(_CHANGES, _RENEWED * pairs),
@@ -257,9 +258,8 @@ class ThresholdPolicy:
             return 0.0
         return (bias if camera is None else self._gallery.cameras.bias(camera)).relief
 
-    def _sample(self) -> None:
+    def _sample(self, size: int) -> None:
         """Compare some identities with each other, again when the gallery has grown or shrunk by a tenth."""
-        size = len(self._gallery)
         if self._sampled[0] / _GROWN <= size <= self._sampled[0] * _GROWN:
             return
         numbers = sorted(self._gallery.present())
