@@ -121,7 +121,7 @@ class Shared:
         return found
 
     def _follow_taken(self) -> None:
-        """Update what `taken` knows by the tracks that got an identity, or a rival."""
+        """Update what `taken` knows by the tracks whose identity changed, or that got a rival."""
         tracks, links, taken = self.tracks, self.links, self._taken
         state = tracks.changes, links.changes
         if state != self._taken_at or len(taken) > _MOST_TAKEN:
@@ -137,11 +137,13 @@ class Shared:
                 for rival in taken.keys() & rivals:
                     taken[rival] |= numbers
         links.met.clear()
-        for track, number in tracks.gained:
-            for rival in links.rivals(track):
-                if rival in taken:
+        for track, number in tracks.changed:
+            for rival in taken.keys() & links.rivals(track):
+                if number is None:
+                    del taken[rival]
+                else:
                     taken[rival].add(number)
-        tracks.gained.clear()
+        tracks.changed.clear()
 
     def seen_with(self, number: int) -> set[int]:
         """Return the identities that were seen together with this one, or that an operator keeps apart."""

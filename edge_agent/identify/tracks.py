@@ -31,8 +31,8 @@ CLEAR_LEAD = 0.05
 """Lead in cosine that makes one fit clearly better than another. A decision with less is narrow."""
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions can still be corrected."""
-_MOST_GAINED = 10_000
-"""Longest list of `TrackTable.gained`."""
+_MOST_CHANGED = 10_000
+"""Longest list of `TrackTable.changed`."""
 _ALIKE_S = 0.125
 """Seconds in which two crops of a track become independent: until then they show the same pose and light. The
 means of N crops of three networks agree with it over intervals of 0.1 to 1 s (decision 056)."""
@@ -260,10 +260,11 @@ class TrackTable:
         self._holders: dict[int, set[TrackKey]] = {}
         self._numbers: dict[TrackKey, int] = {}
         """Identities of the tracks that have one."""
-        self.gained: list[tuple[TrackKey, int]] = []
-        """Tracks that got an identity, and that identity; `Shared.taken` reads the list and clears it."""
+        self.changed: list[tuple[TrackKey, int | None]] = []
+        """Tracks that got an identity, and that identity; with None, tracks that lost one, or got another.
+        `Shared.taken` reads the list and clears it."""
         self.changes = 0
-        """Number of times that identities were taken away, or `gained` was too long."""
+        """Number of times that it was cleared unread, since it was too long."""
         self._parts = 0
         self._heights: dict[str, _Heights] = defaultdict(_Heights)
 
@@ -367,13 +368,16 @@ class TrackTable:
         track.number, track.founder, track.compare_at = number, founder, 0.0
         if number is not None:
             self._numbers[track.key] = number
-        if before is None and number is not None and len(self.gained) < _MOST_GAINED:
-            self.gained.append((track.key, number))
-        else:
+        if len(self.changed) == _MOST_CHANGED:
+            self.changed.clear()
             self.changes += 1
+        self.changed.append((track.key, number if before is None else None))
 
     def split(self, track: Track, since: float) -> Track:
-        """Make a record of a track before a time, which has its identity; the track goes on without one."""
+        """Make a record of a track before a time, which has its identity; the track goes on without one.
+
+        What is remembered of its rivals is stale, see `Covisibility.split`.
+        """
         self._parts += 1
         count, number = track.evidence.count, track.number
         key = (track.key[0], -self._parts)
@@ -386,7 +390,6 @@ class TrackTable:
         if number is not None:
             self._holders.setdefault(number, set()).add(key)
             self._numbers[key] = number
-            self.changes += 1
         before.close()
         track.former.append((since, part))
         track.decided_at, track.review_until = track.evidence.count, 0.0
