@@ -131,6 +131,14 @@ class Covisibility:
         """Return the tracks that are certainly other people than this one."""
         return self._rivals.get(track, set())
 
+    def matrix(self, camera: str, tracks: Sequence[int]) -> NDArray[np.bool_]:
+        """Return `(N, N)` which of N present tracks of a camera are rivals of each other."""
+        counts = self._counts[camera]
+        places = np.array(counts.places(camera, tracks, self._rivals), np.intp)
+        rivals: NDArray[np.bool_] = counts.frames[places[:, None], places] < 0
+        rivals &= places[:, None] != places
+        return rivals
+
     def split(
         self, track: TrackKey, part: TrackKey, before: Collection[TrackKey], since: Collection[TrackKey]
     ) -> None:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
@@ -246,7 +245,7 @@ class Identifier:
     def _drop_vanished(self, tracks: Sequence[Track]) -> None:
         """Follow what others did to the identities of tracks: merged ones move, erased ones are dropped."""
         held = {track.number: track for track in tracks if track.number is not None}
-        for number in sorted(held.keys() - self._shared.gallery.present(set(held))):
+        for number in sorted(held.keys() - self._shared.gallery.present(held.keys())):
             decision = held[number].decision
             kept = self._shared.known(None if decision is None else decision.identity)
             if kept is None:
@@ -256,15 +255,18 @@ class Identifier:
 
     def _learn_site(self, seen: Sequence[Track]) -> None:
         """Learn the scores of people in one picture: they are impostors of each other."""
-        pooled = [track for track in seen if track.evidence.count >= self._shared.settings.decide_crops]
-        if len(pooled) < 2:
+        if not seen:
             return
-        cameras, camera, time = self._shared.gallery.cameras, pooled[0].key[0], pooled[0].last.time
+        cameras, camera, time = self._shared.gallery.cameras, seen[0].key[0], seen[0].last.time
         since = abs(time - self._learnt_at.get(camera, -math.inf))
         if since < LEARN_S and len(self.thresholds.site) >= MAX_PAIRS:
             return
+        pooled = [track for track in seen if track.evidence.count >= self._shared.settings.decide_crops]
+        if len(pooled) < 2:
+            return
         self._learnt_at[camera] = time
-        pairs = self._latest_pairs(pooled)
+        rivals = self._shared.links.matrix(camera, [track.key[1] for track in pooled])
+        pairs = np.argwhere(np.triu(rivals))[-MAX_PAIRS:]  # as many as the site keeps
         if not len(pairs):
             return
         first = int(pairs.min())
@@ -274,17 +276,6 @@ class Identifier:
         scores = cosines[pairs[:, 0], pairs[:, 1]].astype(np.float64)
         raw = cameras.bias(camera).before(scores)
         self.thresholds.site.learn_all([track.person for track in pooled], pairs, raw, camera)
-
-    def _latest_pairs(self, tracks: Sequence[Track]) -> NDArray[np.int64]:
-        """Return `(P, 2)` pairs of tracks that are different people, in order; as many as the site keeps."""
-        keys = [track.key for track in tracks]
-        found: list[tuple[int, int]] = []
-        for i in reversed(range(len(keys) - 1)):
-            rivals = self._shared.links.rivals(keys[i])
-            found += [(i, j) for j in reversed(range(i + 1, len(keys))) if keys[j] in rivals]
-            if len(found) >= MAX_PAIRS:
-                break
-        return np.array(found[MAX_PAIRS - 1 :: -1], np.int64).reshape(-1, 2)
 
     def _decide(self, due: Sequence[Track]) -> list[Decision]:
         threshold = self.thresholds.in_force.value
