@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 def _expect(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: type) -> None:
     """Raise ValueError unless `array` has this shape (None: any length) and dtype."""
-    fits = array.ndim == len(shape) and all(
-        want is None or want == have for want, have in zip(shape, array.shape, strict=True)
-    )
-    if not fits or array.dtype != dtype:
+    fits = array.dtype == dtype and array.ndim == len(shape)
+    if fits:
+        for want, have in zip(shape, array.shape, strict=True):
+            fits &= want is None or want == have
+    if not fits:
         sizes = ", ".join("N" if size is None else str(size) for size in shape)
         wanted = f"({sizes}) {np.dtype(dtype).name}"
         raise ValueError(f"{name}: expected {wanted}, got {array.shape} {array.dtype.name}")
@@ -436,7 +437,7 @@ def overlapping(
     width, height = sides.reshape(2, -1).take(places, axis=1)
     overlap: NDArray[np.float32] = width * height
     if wider is None:
-        union, least = _area(own)[rows] + _area(others)[columns], _LEAST_AREA
+        union, least = _area(own).take(rows) + _area(others).take(columns), _LEAST_AREA
     else:
         more = 2 * wider.T[:, rows]
         size, other = (part[2:, at] - part[:2, at] + more for part, at in ((own, rows), (others, columns)))

@@ -57,12 +57,13 @@ class _Crops:
 
     def of_tracks(self, values: Sequence[float], default: float) -> NDArray[np.float64]:
         """`(N,)`: the value of each crop's track, of `values` by track; `default` where no track is near."""
-        return np.array([*values, default])[self.owner]  # -1 is the last
+        return np.array([*values, default]).take(self.owner)  # -1 is the last
 
     def take(self, wanted: NDArray[np.bool_]) -> _Crops:
         """Return some of the crops."""
         arrays = (self.frame, self.row, self.owner, self.certain, self.grade)
-        return _Crops(self.tracks, *(array[wanted] for array in arrays))  # type: ignore[arg-type]
+        places = wanted.nonzero()[0]
+        return _Crops(self.tracks, *(array.take(places) for array in arrays))  # type: ignore[arg-type]
 
 
 Masks = Sequence[NDArray[np.bool_]]
@@ -227,13 +228,13 @@ def _nearest(
     if not tracks or not len(boxes):
         return owner, best > 0
     rows, columns, overlap = overlapping(boxes, np.array([track.last.box for track in tracks]), together)
-    close = overlap >= OTHER_BOX
-    rows, columns, overlap = rows[close], columns[close], overlap[close]
+    close = (overlap >= OTHER_BOX).nonzero()[0]
+    rows, columns, overlap = rows.take(close), columns.take(close), overlap.take(close)
     np.maximum.at(best, rows, overlap)
-    most = (overlap == best[rows]).nonzero()[0][::-1]  # of several, the first is written last
-    owner[rows[most]] = columns[most]
+    most = (overlap == best.take(rows)).nonzero()[0][::-1]  # of several, the first is written last
+    owner[rows.take(most)] = columns.take(most)
     of_box, of_track = np.bincount(rows, minlength=len(boxes)), np.bincount(columns, minlength=len(tracks))
-    return owner, (of_box == 1) & (of_track[owner] == 1) & (best >= SAME_BOX)
+    return owner, (of_box == 1) & (of_track.take(owner) == 1) & (best >= SAME_BOX)
 
 
 def _times(frames: Sequence[Candidates]) -> NDArray[np.float64]:

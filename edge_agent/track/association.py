@@ -141,8 +141,8 @@ class JointUpdate:
     def match(self) -> list[Pairs]:
         """Return the pairs of each frame."""
         rows, found, cost = self._costs()
-        near = cost <= self._settings.max_cost
-        rows, found = _cheapest(rows[near], found[near], cost[near])
+        near = (cost <= self._settings.max_cost).nonzero()[0]  # `take` is faster than a mask
+        rows, found = _cheapest(rows.take(near), found.take(near), cost.take(near))
         every, begin, matched = (rows.tolist(), found.tolist()), 0, []
         for starts in zip(self._track_rows, self._found_rows, strict=True):
             end = bisect_left(every[0], starts[0].stop)
@@ -173,10 +173,10 @@ class JointUpdate:
     def _blend(self, rows: Places, found: Places, cost: NDArray[np.float64]) -> None:
         """Apply gate and term of the appearance, where track and detection have one."""
         settings = self._settings
-        both = ((self._facts[KNOWN] > 0)[rows] & self._present[found]).nonzero()[0]
+        both = ((self._facts[KNOWN] > 0).take(rows) & self._present.take(found)).nonzero()[0]
         if not len(both):
             return
-        rows, found = rows[both], found[both]
+        rows, found = rows.take(both), found.take(both)
         cosines = np.einsum(
             "nd,nd->n", self._appearance.take(rows, axis=0), self._vectors.take(found, axis=0)
         )
@@ -185,8 +185,8 @@ class JointUpdate:
         if self._reach is not None:
             weight = _weights(settings.appearance_weight, self._expected, self._reach)[rows, 0]
         term = np.minimum(np.maximum(distance, _ZERO_32), _ONE_32)
-        blended = (1 - weight) * cost[both] + term * weight
-        gates = np.where(self._live, settings.live_gate, settings.lost_gate)[rows]
+        blended = (1 - weight) * cost.take(both) + term * weight
+        gates = np.where(self._live, settings.live_gate, settings.lost_gate).take(rows)
         blended[distance > gates] = np.inf
         cost[both] = blended
 
@@ -220,10 +220,10 @@ class JointUpdate:
             [frame.time for frame in self._frames], [len(mine) for mine, _ in matched]
         )
         hits[seen] += 1
-        shown = self._present[shows].nonzero()[0]
+        shown = self._present.take(shows).nonzero()[0]
         if len(shown):
-            there, now = seen[shown], self._vectors.take(shows[shown], axis=0)
-            self._appearance[there] = mixed(self._appearance.take(there, axis=0), now, known[there])
+            there, now = seen.take(shown), self._vectors.take(shows.take(shown), axis=0)
+            self._appearance[there] = mixed(self._appearance.take(there, axis=0), now, known.take(there))
             known[there] = 1
         confirmed = hits >= self._settings.confirm_hits
         times = _repeated([frame.time for frame in self._frames], self._counts)
