@@ -34,7 +34,7 @@ from edge_agent.gallery.crop_rows import Shot
 from edge_agent.gallery.erasure import Erasure, Removed
 
 if TYPE_CHECKING:
-    from edge_agent.agent.pipeline import TaskQueue
+    from edge_agent.agent.tasks import TaskQueue
     from edge_agent.deliver.local import Counters as DeliveryCounters
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier

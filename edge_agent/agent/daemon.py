@@ -15,7 +15,7 @@ import structlog
 from edge_agent.agent.engine_watch import EngineWatch
 from edge_agent.agent.garbage import short_collections
 from edge_agent.agent.outputs import Outputs
-from edge_agent.agent.pipeline import Pipeline, TaskQueue
+from edge_agent.agent.pipeline import Pipeline
 from edge_agent.agent.results import FrameOutcome, Summary
 from edge_agent.agent.stages import (
     StageOpener,
@@ -26,6 +26,7 @@ from edge_agent.agent.stages import (
     import_scipy_in_background,
 )
 from edge_agent.agent.status import configure_logs, status_document
+from edge_agent.agent.tasks import TaskQueue
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import Clock

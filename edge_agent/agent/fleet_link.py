@@ -22,7 +22,7 @@ from edge_agent.gallery import audit
 
 if TYPE_CHECKING:
     from edge_agent.agent.page_service import Answer, Operation
-    from edge_agent.agent.pipeline import TaskQueue
+    from edge_agent.agent.tasks import TaskQueue
     from edge_agent.core.clock import Clock
     from edge_agent.core.config import Settings
     from edge_agent.fleet.records import Pair

@@ -16,8 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -30,6 +28,7 @@ from numpy.typing import NDArray
 from edge_agent.agent.results import Counters, FrameOutcome
 from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, Searched, whole_image
 from edge_agent.agent.sources import Polled, SourcePoller
+from edge_agent.agent.tasks import TaskQueue
 from edge_agent.core.errors import EngineError, Retryable
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import Decision, Detections, Frame, Load, MessageFrame, TrackUpdate
@@ -71,53 +70,6 @@ frames of a round share much of its work."""
 
 _LEARNT = 0.1
 """Weight of the latest round in a running mean."""
-
-CALL_TIMEOUT_S = 10.0
-"""How long `TaskQueue.call` waits for the driving thread."""
-
-
-@dataclass(slots=True)
-class TaskQueue:
-    """Functions of other threads; the driving thread runs them between two rounds."""
-
-    _tasks: deque[Callable[[], object]] = field(default_factory=deque)
-    _closed: bool = False
-
-    def put(self, task: Callable[[], object]) -> None:
-        """Queue `task`; its result is not used."""
-        self._tasks.append(task)
-
-    def take(self) -> Callable[[], object] | None:
-        """Remove the oldest task; None if there is none."""
-        return self._tasks.popleft() if self._tasks else None
-
-    def call(self, task: Callable[[], T]) -> T:
-        """Run `task` on the driving thread; return its result or raise its error.
-
-        Raises:
-            EngineError: the agent is stopping, or it did not run the task within `CALL_TIMEOUT_S`.
-        """
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(task())
-            except BaseException as error:  # noqa: BLE001  raised in the calling thread
-                done.set_exception(error)
-
-        self._tasks.append(run)
-        if self._closed:
-            raise EngineError("the agent is stopping")
-        try:
-            return done.result(CALL_TIMEOUT_S)
-        except FutureTimeout:
-            raise EngineError(f"the agent was too busy for {CALL_TIMEOUT_S:.0f} s; try again") from None
-
-    def close(self) -> None:
-        """Run the tasks that are queued, and refuse further calls."""
-        self._closed = True
-        while (task := self.take()) is not None:
-            task()
 
 
 @dataclass(slots=True)
@@ -189,7 +141,10 @@ class Pipeline:
             self.heartbeat.working("read")
             idle = not self._searched and not self._rounds and self._collected is None
             pause_s = self._pause_s
-            items = [] if pause_s else self._poller.poll(wait_for_others=idle, most=self._most_cameras)
+            late = self._overloaded and self.selector is not None and self.selector.catches_up
+            items = (
+                [] if pause_s else self._poller.poll(wait_for_others=idle, most=self._most_cameras, late=late)
+            )
             began = time.perf_counter()
             self._begin(items)
             started = self._start_searched()  # before deciding, so that the engine does not idle meanwhile
@@ -317,8 +272,11 @@ class Pipeline:
         if self.selector is None:
             return None
         starts = accumulate((one.pairs for one in pending), initial=0)
+        newest = {one.item.camera: one for one in pending}
         candidates = {
-            id(one): one.candidates(graded[start : start + one.pairs])
+            id(one): one.candidates(
+                graded[start : start + one.pairs], late=newest[one.item.camera] is not one
+            )
             for one, start in zip(pending, starts, strict=False)
             if one.pairs and (one.reader.live or not one.reader.ends)
         }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.structures import SourceStatus
 from edge_agent.source.base import Item
-from edge_agent.source.reader import FrameReader
+from edge_agent.source.reader import LIVE_LIMIT, FrameReader
 
 if TYPE_CHECKING:
     from edge_agent.core.errors import EdgeAgentError
@@ -113,12 +113,13 @@ class SourcePoller:
     _turn: int = 0
     """The live reader that is polled first."""
 
-    def poll(self, *, wait_for_others: bool, most: int | None = None) -> list[Polled]:
+    def poll(self, *, wait_for_others: bool, most: int | None = None, late: bool = False) -> list[Polled]:
         """Return the items that are there, of at most `most` live cameras, which take turns.
 
+        With `late`, a frame that was not taken before the next one came is returned, too; else it is lost.
         If there is one, `wait_for_others` waits up to `max_delay_s` for live cameras that have none yet.
         """
-        items = self._poll_live(most)
+        items = self._poll_live(most, late=late)
         taken = len(items)
         items += self._poll_files()
         if wait_for_others and items and self.max_delay_s and (most is None or taken < most):
@@ -127,15 +128,16 @@ class SourcePoller:
             self._wait_for(missing, items)
         return items
 
-    def _poll_live(self, most: int | None) -> list[Polled]:
+    def _poll_live(self, most: int | None, *, late: bool) -> list[Polled]:
         live = [reader for reader in self.readers if reader.live]
+        unread = LIVE_LIMIT if late else 1
         items: list[Polled] = []
         cameras = 0
         for reader in [*live[self._turn :], *live[: self._turn]]:
             found = [
                 (reader, item)
-                for _ in range(min(reader.backlog, MESSAGE_BURST))
-                if (item := reader.poll()) is not None
+                for _ in range(min(reader.backlog or unread, MESSAGE_BURST))
+                if (item := reader.poll(late=late)) is not None
             ]
             items += found
             cameras += bool(found)

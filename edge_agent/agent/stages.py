@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_agent.agent.fleet_link import Fleet
-    from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.agent.results import FrameOutcome
+    from edge_agent.agent.tasks import TaskQueue
     from edge_agent.core.config import Settings, SourceSettings
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics

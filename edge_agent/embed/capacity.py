@@ -22,7 +22,7 @@ MEMORY_S = 1.0
 """Half-life of a measurement of speed, in seconds of work."""
 TRUSTED_S = 0.1
 """Work before a speed is used."""
-HOST_FULL = 0.95
+HOST_FULL = 0.9
 """Share of the time of the driving thread that work on crops and frames may take together."""
 HOST_LEAST = 0.5
 """Share of it for the work on crops, even where that on frames takes more: a slow detector is not helped by
@@ -88,10 +88,14 @@ class HostWork:
         self.crops_s += crops_s
         self.frames_s += frames_s
 
+    def on_frames(self, since: HostWork, span: float) -> float:
+        """Return the share of `span` that frames took since another state."""
+        return (self.frames_s - since.frames_s) / span
+
     def load(self, since: HostWork, span: float) -> float:
         """Return the work on crops since another state, over the time that frames leave for it in `span`."""
-        frames = (self.frames_s - since.frames_s) / span
-        return (self.crops_s - since.crops_s) / span / max(HOST_LEAST, HOST_FULL - frames)
+        left = max(HOST_LEAST, HOST_FULL - self.on_frames(since, span))
+        return (self.crops_s - since.crops_s) / span / left
 
 
 @dataclass(slots=True)
@@ -147,6 +151,8 @@ class CropBudget:
         self._window: _Window | None = None
         self.interval_s = 0.0
         """Shortest interval of the frames of a camera."""
+        self.helps = True
+        """Whether fewer crops leave time for frames that are late: not where frames themselves take it."""
 
     @property
     def rate(self) -> float | None:
@@ -184,7 +190,9 @@ class CropBudget:
         if wanted <= self._available:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
-        self._fraction, whole = math.modf(self._fraction + self._crops_in(self.interval_s))
+        # One with late frames is shorter, so that no further ones are late.
+        timely = sum(not frame.late for frame in frames) / len(frames)
+        self._fraction, whole = math.modf(self._fraction + timely * self._crops_in(self.interval_s))
         return int(min(self._available, max(1.0, whole)))
 
     def _crops_in(self, time_s: float) -> float:
@@ -229,6 +237,7 @@ class CropBudget:
             limit = min(self._limit, MOST_SPEEDS * (self._engine.rate or math.inf))
             lost = window.lost / max(1, window.frames)
             load = self.host.load(window.host, span)
+            self.helps = self.host.on_frames(window.host, span) <= HOST_FULL - HOST_LEAST
             limit = _next_limit(limit, self._embedded.rate or limit, load, lost)
             self._limit = max(limit, LEAST_SHARE * window.wanted / span)
             window = _Window(now, replace(self.host))

@@ -95,6 +95,11 @@ class CropSelector:
         """All spared crops, by camera."""
         return self.for_load.copy() + self.for_overload.copy()  # other threads read it
 
+    @property
+    def catches_up(self) -> bool:
+        """Whether late frames can be processed, too, since leaving out crops makes up for them."""
+        return self.budget is not None and self.budget.helps
+
     def spared(self, load: Load, frames: Sequence[Candidates]) -> list[NDArray[np.bool_]]:
         """Return for each frame of one round the crops that shall not be embedded: `(N,)` bool.
 
@@ -182,6 +187,7 @@ class CropSelector:
         tier[~settled | needed] = _DOUBT
         tier[(wait >= LONGEST_S) | (crops.certain & ~settled & needed)] = _NEW
         tier[~owned] = _NEW
+        tier[np.array([frame.late for frame in frames])[crops.frame]] = _REST
         if self._new_track is not None and not owned.all():
             for at, frame in enumerate(frames):
                 new = np.flatnonzero(~owned & (crops.frame == at))

@@ -49,7 +49,7 @@ class ItemBuffer:
         self.delivered = 0
         """Items returned by `take`."""
         self.dropped = 0
-        """Items replaced by a newer one before they were taken, from the first `take` on."""
+        """Items dropped for a newer one, from the first `take` on."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -65,15 +65,16 @@ class ItemBuffer:
         if cancelled():
             return False
         while len(self._items) >= self._limit:
-            self._items.popleft()
-            self.dropped += self._polled
+            self._drop()
         self._items.append(item)
         return True
 
-    def take(self) -> Item | None:
-        """Return the oldest item, None where there is none. Never blocks."""
-        self._polled = True
+    def take(self, *, newest: bool = False) -> Item | None:
+        """Return the oldest item, None where there is none; `newest` drops all others. Never blocks."""
         with self._changed:
+            while newest and len(self._items) > 1:
+                self._drop()
+            self._polled = True
             if not self._items:
                 return None
             item = self._items.popleft()
@@ -81,6 +82,10 @@ class ItemBuffer:
             if not self._live:  # the writer of a live source never waits
                 self._changed.notify_all()
             return item
+
+    def _drop(self) -> None:
+        self._items.popleft()
+        self.dropped += self._polled
 
     def clear(self) -> None:
         """Remove all items; the caller holds the condition."""

@@ -18,7 +18,9 @@ from edge_agent.source.read_loop import ReadLoop
 _log = structlog.get_logger(__name__)
 
 QUEUE_LIMIT = 4
-"""Items that may wait for the consumer; a live source keeps one, or its `backlog`."""
+"""Items that may wait for the consumer."""
+LIVE_LIMIT = 2
+"""The same of a live source without `backlog`: the newest, and one that is late."""
 _STOP_SECONDS = 1.0
 """Wait of `stop` for a worker in a blocking call, which is then abandoned (documented limit: 2 s)."""
 
@@ -42,8 +44,8 @@ class FrameReader:
         self.camera, self.live, self.ends = source.id, source.live, source.ends
         self._source = source
         changed = threading.Condition()
-        self.backlog: int = getattr(source, "backlog", 1)
-        limit = self.backlog if source.live else QUEUE_LIMIT
+        self.backlog: int | None = getattr(source, "backlog", None)
+        limit = (self.backlog or LIVE_LIMIT) if source.live else QUEUE_LIMIT
         self._buffer = ItemBuffer(changed, live=source.live, limit=limit)
         self._loop = ReadLoop(source, self._buffer, changed, wake.set, on_status)
         self._thread: threading.Thread | None = None
@@ -98,9 +100,12 @@ class FrameReader:
         """Current task of the reader, or why it delivers nothing; see `ReadLoop.heartbeat`."""
         return self._loop.heartbeat
 
-    def poll(self) -> Item | None:
-        """Return the next item (of a live source: the newest), None when none waits. Never blocks."""
-        return self._buffer.take()
+    def poll(self, *, late: bool = False) -> Item | None:
+        """Return the next item, None when none waits. Never blocks.
+
+        Of a live source without `backlog` that is the newest one, with `late` the oldest one that waits.
+        """
+        return self._buffer.take(newest=self.live and self.backlog is None and not late)
 
     def done(self, item: Item) -> None:
         """Acknowledge `item` to a source that needs it (crop folders); no effect for others."""

@@ -226,6 +226,14 @@ def test_a_box_too_weak_to_start_a_track_comes_last() -> None:
     assert embeds(selector, frame) == [[0]]
 
 
+def test_people_of_a_late_frame_come_after_those_of_a_newer_one() -> None:
+    selector, boxes = settled(2, 4, "a")
+    late, newest = candidates("a", boxes, 11.1, late=True), candidates("a", boxes[:1], 11.2)
+    chosen = embeds(selector, late, newest)
+    assert chosen[1] == [0]
+    assert len(chosen[0]) == 1, "what is left"
+
+
 def test_people_at_one_place_are_in_doubt_before_the_settled() -> None:
     selector, boxes = settled(2, 3, "a")
     beside = boxes[1] + np.array([20, 0, 20, 0], np.float32)
@@ -501,6 +509,29 @@ def test_a_host_that_has_no_time_for_its_frames_still_embeds_a_tenth() -> None:
         made.run(budget, {"a": (15.0, 60)}, made.now + 0.5)
     reported = made.run(budget, {"a": (15.0, 60)}, made.now + 10.0)
     assert reported["chosen"]["a"] >= 0.08 * 60 * reported["frames"]["a"]
+
+
+def test_a_round_with_late_frames_embeds_less() -> None:
+    def offered(late: bool) -> int:
+        made, budget = machine(200)
+        made.run(budget, {"a": (10.0, 40), "b": (10.0, 40)}, 5.0)
+        frames = [
+            candidates(camera, places(40), made.now + at, late=late and at == 0.1)
+            for camera in "ab"
+            for at in (0.1, 0.2)
+        ]
+        most = budget.offer(frames, 160, 1)
+        assert most is not None
+        return most
+
+    assert 0 < offered(True) < 0.7 * offered(False)
+
+
+def test_fewer_crops_do_not_help_where_frames_take_the_time() -> None:
+    for frame_s, helps in ((0.01, True), (0.04, False)):
+        made, budget = machine(200, crop_s=0.001, frame_s=frame_s)
+        made.run(budget, {"a": (10.0, 40), "b": (10.0, 40)}, 5.0)
+        assert budget.helps is helps
 
 
 @pytest.mark.parametrize(("engine", "host"), [(200, 1000), (1000, 200)])

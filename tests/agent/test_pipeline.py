@@ -39,7 +39,7 @@ class Recorded:
     live = False
     ends = True
     dropped = 0
-    backlog = 1
+    backlog = None
 
     def __init__(self, camera: str, items: Sequence[Frame | CropBatch]) -> None:
         self.camera = camera
@@ -50,7 +50,7 @@ class Recorded:
     def ended(self) -> bool:
         return not self._items
 
-    def poll(self) -> Frame | CropBatch | None:
+    def poll(self, *, late: bool = False) -> Frame | CropBatch | None:
         return self._items.pop(0) if self._items else None
 
     def done(self, item: Frame | CropBatch) -> None:
@@ -310,7 +310,7 @@ def test_a_frame_that_comes_while_the_engine_works_is_started_at_once() -> None:
     class Later(Live):
         """Its second frame comes when the first was started."""
 
-        def poll(self) -> Frame | CropBatch | None:
+        def poll(self, *, late: bool = False) -> Frame | CropBatch | None:
             pipeline.wake.set()
             return super().poll() if len(self._items) + len(embed.sizes) == 2 else None
 
@@ -339,7 +339,7 @@ def test_crops_of_an_upstream_keep_its_tracks() -> None:
 
 def test_stop_ends_the_run_and_its_tracks() -> None:
     class Endless(Live):
-        def poll(self) -> Frame:
+        def poll(self, *, late: bool = False) -> Frame:
             counted.append(1)
             return frame(self.camera, len(counted), len(counted) * 0.1)
 
@@ -365,12 +365,12 @@ def test_max_delay_is_the_wait_for_the_other_cameras(max_delay_ms: int, cameras:
     class Camera:
         """Has its item at the first poll, or at a later one."""
 
-        live, ended, backlog = True, False, 1
+        live, ended, backlog = True, False, None
 
         def __init__(self, camera: str, polls: int) -> None:
             self.camera, self._polls = camera, polls
 
-        def poll(self) -> str | None:
+        def poll(self, *, late: bool = False) -> str | None:
             self._polls -= 1
             wake.set()
             return self.camera if self._polls == 0 else None
@@ -388,6 +388,14 @@ def test_a_camera_that_keeps_items_gives_them_all_in_one_round() -> None:
     poller = SourcePoller([camera], threading.Event(), 0.0)  # type: ignore[list-item]  # has what is used
     taken = [[item.number for _, item in poller.poll(wait_for_others=False)] for _ in range(2)]
     assert taken == [list(range(1, 17)), [17, 18, 19, 20]]
+
+
+def test_a_camera_gives_what_is_late_where_it_is_wanted() -> None:
+    cameras = [Live(name, [frame(name, n, n * 0.1) for n in range(1, 9)]) for name in "ab"]
+    poller = SourcePoller(cameras, threading.Event(), 0.0)  # type: ignore[arg-type]  # has what is used
+    taken = [(reader.camera, item.number) for reader, item in poller.poll(wait_for_others=False, late=True)]
+    assert taken == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert [reader.camera for reader, _ in poller.poll(wait_for_others=False)] == ["a", "b"]
 
 
 def test_live_cameras_take_turns_where_a_round_takes_few_of_them() -> None:

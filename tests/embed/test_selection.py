@@ -192,7 +192,7 @@ class Camera(Live):
         super().__init__(name, [frame(name, n, n * 0.1) for n in range(1, count + 1)])
         self._stop = stop
 
-    def poll(self) -> Frame | CropBatch | None:
+    def poll(self, *, late: bool = False) -> Frame | CropBatch | None:
         if not self._items:
             self._stop.set()
         return super().poll()
@@ -281,7 +281,7 @@ def test_a_run_at_full_load_never_rests() -> None:
 
 def test_a_stop_ends_a_rest() -> None:
     class Slow(Recorded):
-        def poll(self) -> Frame | CropBatch | None:
+        def poll(self, *, late: bool = False) -> Frame | CropBatch | None:
             item = super().poll()
             if item is not None:
                 time.sleep(0.01)

@@ -110,6 +110,16 @@ def test_a_live_source_keeps_only_the_newest():
         assert (reader.delivered, reader.dropped) == (1, 49)
 
 
+def test_a_late_frame_of_a_live_source_can_be_had_too():
+    watch = Watch(Scripted(give(50, then=SourceLost("over")), give(0, pause=1)))
+    assert watch.reader.poll() is None
+    with watch.reader as reader:
+        watch.until(lambda: SourceState.RECONNECTING in watch.states)
+        assert [reader.poll(late=True).number for _ in range(2)] == [49, 50]
+        assert reader.poll(late=True) is None
+        assert (reader.delivered, reader.dropped) == (2, 48)
+
+
 def test_an_outage_does_not_end_the_run_and_recovery_is_logged_once():
     source = Scripted(
         give(2), give(0, then=SourceLost("refused")), give(0, then=SourceLost("refused")), give(500, 0.01)
