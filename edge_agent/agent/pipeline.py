@@ -5,7 +5,8 @@ the crops of all cameras in one batch; while the engine computes it, the next ro
 Once its embeddings are there, the next crops are submitted first, then its decisions are made. While a
 detector's network runs, the next frames are read and begun, and decisions are made. Frames of one
 camera stay in order. Recorded files are read in the order of their times, so that a run over files gives the
-same result every time; live cameras give their newest frame and wait for nothing.
+same result every time; live cameras give their newest frame, also a late one while crops are left out, and
+wait for nothing.
 """
 
 from __future__ import annotations
