@@ -459,6 +459,20 @@ def test_a_track_that_is_reported_again_after_its_end_is_present_again() -> None
         assert [track.key[1] for track in table.present("c")] == present
 
 
+def test_a_track_that_was_forgotten_is_a_new_one_when_it_is_reported_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edge_agent.identify.tracks.REMEMBERED_TRACKS", 0)
+    table, box = TrackTable("s", IdentifySettings()), np.array([0, 0, 40, 100], np.float32)
+    update = TrackUpdate("c", 1, 0.1, SIZE, (TrackObservation("c", 7, 1, 0.1, box, 0.9, None, 0.0),), ())
+    [track] = table.observe(update)
+    track.ended = True
+    assert table.forget_old() == ([track.key], [])
+    [again] = table.observe(update)
+    assert again is not track
+    assert table.get(("c", 7)) is table.find("c", 7) is again
+
+
 # -- parts -------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,39 @@ def _meddle(dice: random.Random, *galleries: Gallery) -> None:
 def observed(track: int, place: int) -> TrackObservation:
     box = np.array([200 * place, 0, 200 * place + 100, 300], np.float32)
     return TrackObservation("c", track, 1, 0.0, box, 0.9, np.eye(D, dtype=np.float32)[0], 0.9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rivals_are_those_of_all_frames_counted_one_by_one(seed: int) -> None:
+    """People come, cross, hide each other, and end; some come back under their number."""
+    choose, needed = random.Random(seed), 3
+    links = Covisibility(frames=needed)
+    frames: dict[tuple[int, int], int] = {}
+    rivals: set[tuple[int, int]] = set()
+    seen: set[int] = set()
+    for step in range(200):
+        seen = {one for one in seen if choose.random() < 0.9} | {choose.randint(1, 20 + step // 10)}
+        places = {one: choose.randint(1, 6) for one in sorted(seen) if choose.random() < 0.9}
+        links.observe([observed(one, place) for one, place in places.items()])
+        for pair in combinations(places, 2):
+            if places[pair[0]] != places[pair[1]] and pair not in rivals:
+                frames[pair] = frames.get(pair, 0) + 1
+                if frames[pair] == needed:
+                    rivals.add(pair)
+        if choose.random() < 0.2:
+            gone = choose.choice(sorted(seen))
+            links.ended(("c", gone))
+            frames = {pair: count for pair, count in frames.items() if gone not in pair}
+            if choose.random() < 0.5:
+                links.forget([("c", gone)])
+                rivals = {pair for pair in rivals if gone not in pair}
+            seen.discard(gone)
+        for one in seen:
+            assert links.rivals(("c", one)) == {("c", sum(pair) - one) for pair in rivals if one in pair}
+        present = sorted(seen)
+        expected = [[(min(a, b), max(a, b)) in rivals for b in present] for a in present]
+        assert links.matrix("c", present).tolist() == expected
+    assert len(rivals) > 50
 
 
 @pytest.mark.parametrize("seed", range(5))
