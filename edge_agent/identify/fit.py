@@ -101,7 +101,7 @@ class Shared:
 
     def compared_all(self, tracks: Sequence[Track]) -> Vector:
         """Return `compared` of tracks of one camera, `(T, D)`."""
-        pooled = np.stack([track.pooled() for track in tracks])
+        pooled = np.array([track.pooled() for track in tracks])
         return self.gallery.cameras.centred(tracks[0].key[0], pooled)
 
     def known(self, key: int | str | None) -> KnownIdentity | None:

@@ -271,7 +271,7 @@ class Identifier:
             return
         first = int(pairs.min())
         pooled, pairs = pooled[first:], pairs - first
-        centroids = np.stack([track.pooled() for track in pooled])
+        centroids = np.array([track.pooled() for track in pooled])
         cosines = cameras.cosines(camera, centroids, [track.number is not None for track in pooled])
         scores = cosines[pairs[:, 0], pairs[:, 1]].astype(np.float64)
         raw = cameras.bias(camera).before(scores)
