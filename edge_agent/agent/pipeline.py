@@ -287,7 +287,9 @@ class Pipeline:
         chosen = dict(zip(candidates, masks, strict=True))
         spared: list[NDArray[np.bool_]] = []
         for one in pending:
-            mask = chosen.get(id(one), np.zeros(sum(one.crops_per_pair), np.bool_))
+            mask = chosen.get(id(one))
+            if mask is None:
+                mask = np.zeros(sum(one.crops_per_pair), np.bool_)
             spared += [mask] if one.detections is not None else [mask[n : n + 1] for n in range(len(mask))]
         return spared
 

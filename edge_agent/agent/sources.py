@@ -112,6 +112,13 @@ class SourcePoller:
     _finished: set[str] = field(default_factory=set)
     _turn: int = 0
     """The live reader that is polled first."""
+    _live: list[FrameReader] = field(init=False)
+    _files: dict[str, FrameReader] = field(init=False)
+    """The other readers, by camera."""
+
+    def __post_init__(self) -> None:
+        self._live = [reader for reader in self.readers if reader.live]
+        self._files = {reader.camera: reader for reader in self.readers if not reader.live}
 
     def poll(self, *, wait_for_others: bool, most: int | None = None, late: bool = False) -> list[Polled]:
         """Return the items that are there, of at most `most` live cameras, which take turns.
@@ -121,7 +128,8 @@ class SourcePoller:
         """
         items = self._poll_live(most, late=late)
         taken = len(items)
-        items += self._poll_files()
+        if self._files:
+            items += self._poll_files()
         if wait_for_others and items and self.max_delay_s and (most is None or taken < most):
             polled = {id(reader) for reader, _ in items}
             missing = [r for r in self.readers if r.live and not r.ended and id(r) not in polled]
@@ -129,7 +137,7 @@ class SourcePoller:
         return items
 
     def _poll_live(self, most: int | None, *, late: bool) -> list[Polled]:
-        live = [reader for reader in self.readers if reader.live]
+        live = self._live
         unread = LIVE_LIMIT if late else 1
         items: list[Polled] = []
         cameras = 0
@@ -174,7 +182,7 @@ class SourcePoller:
 
     def _poll_files(self) -> list[Polled]:
         """Up to `FILE_BURST` items of the recorded sources, in the order of their times."""
-        files = {reader.camera: reader for reader in self.readers if not reader.live}
+        files = self._files
         items: list[Polled] = []
         while len(items) < FILE_BURST:
             for camera, reader in files.items():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class HeartbeatState:
+class HeartbeatState(NamedTuple):
     """Latest heartbeat of a stage: what it began then, at `time.monotonic()`; "" if it does not report tasks.
 
     `idle` is why it has nothing to do, None while it works. An idle stage must repeat its heartbeat: a stage

@@ -175,7 +175,8 @@ class CropBudget:
             self._window.wanted += wanted
         intervals = [self._cameras[frame.camera].interval_s for frame in frames]
         known = [every_nth * interval for interval in intervals if interval is not None]
-        if self.rate is None or not frames or len(known) < len(frames):
+        rate = self.rate
+        if rate is None or not frames or len(known) < len(frames):
             return None
         active = [
             camera
@@ -185,7 +186,7 @@ class CropBudget:
         own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
         self.interval_s = min(own)
         brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
-        saved = min(self._available, max(1.0, self.rate * min(SAVED_S, max(own))))
+        saved = min(self._available, max(1.0, rate * min(SAVED_S, max(own))))
         self._available = saved + self._crops_in(brought_s)
         if wanted <= self._available:
             return None
