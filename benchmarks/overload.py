@@ -6,9 +6,9 @@
 The video is a live camera. Its people are detected and embedded once; then it is replayed to the agent's own
 tracker, identifier and scheduler, with engines that process a fraction of its crops. The replay has a
 simulated clock, so the same material always gives the same figures. It reads frames as the pipeline does, the
-newest of each camera, while the engine's queue has room; the host's time is not simulated. Figures are
-means, with minima in brackets, over five engines of nearly the same speed, since a video of ten people has
-few decisions.
+newest of each camera, and while crops are left out the late ones, too, while the engine's queue has room; the
+host's time is not simulated. Figures are means, with minima in brackets, over five engines of nearly the same
+speed, since a video of ten people has few decisions.
 
 The second table has two cameras that share the engine: one with the whole picture, the other, half a minute
 later, with a strip of it.
@@ -51,6 +51,7 @@ from edge_agent.engine.base import DEPTH
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.source.file import FileOptions, FileSource
+from edge_agent.source.reader import LIVE_LIMIT
 from edge_agent.track.tracker import Tracker
 from edge_agent.track.tracks import Similarity
 
@@ -192,6 +193,7 @@ class _Replay:
         self._rounds: deque[_Round] = deque()
         self._next = {stream.camera: 0 for stream in streams}
         self._lost: Counter[str] = Counter()
+        self._overloaded = False
         self._latest: dict[str, tuple[int, float]] = {}
         self._embedded_at: dict[tuple[str, int], float] = {}
         self._settled: set[tuple[str, int]] = set()
@@ -247,33 +249,36 @@ class _Replay:
         return stream.offset_s + frames[at].time if at < len(frames) else math.inf
 
     def _take(self) -> list[tuple[Stream, Seen]]:
-        """Return the newest frame of each camera; earlier ones are lost."""
-        taken = []
+        """Return the frames that wait in the buffers of the cameras, see `FrameReader.poll`."""
+        taken: list[tuple[Stream, Seen]] = []
         for stream in self.streams:
-            newest = None
+            waiting: deque[Seen] = deque()
             while self._due(stream) <= self.now:
-                self._lost[stream.camera] += newest is not None
-                newest = stream.material.frames[self._next[stream.camera]]
+                waiting.append(stream.material.frames[self._next[stream.camera]])
                 self._next[stream.camera] += 1
-                self.outcomes[stream.camera].offered += int(newest.embedded.present.sum())
-            if newest is not None:
-                taken.append((stream, newest))
+                self.outcomes[stream.camera].offered += int(waiting[-1].embedded.present.sum())
+            kept = LIVE_LIMIT if self._overloaded else 1
+            self._lost[stream.camera] += max(0, len(waiting) - kept)
+            taken += [(stream, seen) for seen in list(waiting)[-kept:]]
         return taken
 
     def _start(self, taken: Sequence[tuple[Stream, Seen]]) -> None:
         graded = self._gate.grade(
             [(seen.found.boxes, seen.found.scores, stream.material.size) for stream, seen in taken]
         )
+        newest = {stream.camera: seen for stream, seen in taken}
         masks = self._selector.spared(
             Load(),
             [
                 Candidates(
                     stream.camera, stream.offset_s + seen.time, seen.found.boxes, scores=seen.found.scores,
                     grades=grades.quality, live=True, lost=self._lost[stream.camera],
+                    late=newest[stream.camera] is not seen,
                 )
                 for (stream, seen), grades in zip(taken, graded, strict=True)
             ],
         )  # fmt: skip
+        self._overloaded = any(mask.any() for mask in masks)
         wanted = [seen.embedded.present & ~mask for (_, seen), mask in zip(taken, masks, strict=True)]
         crops = sum(int(rows.sum()) for rows in wanted)
         took_s = crops / self.rate
