@@ -216,20 +216,21 @@ class Fitting:
 
     def threshold(self, track: Track) -> float:
         """Return the threshold for a track, after a search; there must be one."""
-        track.threshold = self._shared.thresholds.of(len(self._taken(track)), track.likeness)
+        track.threshold = self._shared.thresholds.of(self._taken(track), track.likeness)
         assert track.threshold.value is not None  # else nothing is compared
         return track.threshold.value
 
     def floor(self, tracks: Sequence[Track]) -> float:
         """Return the least score that can matter to a decision on tracks; there must be a threshold."""
-        taken = max(len(self._taken(track)) for track in tracks)
+        taken = max(map(self._taken, tracks))
         base = self._shared.thresholds.value_of(taken)
         assert base is not None  # else nothing is compared
         return base - MOST_SHIFT - self._shared.settings.margin
 
-    def _taken(self, track: Track) -> Set[int]:
-        """Return the identities of others that were seen together with a track."""
-        return self._shared.taken(track.key) - {track.number}
+    def _taken(self, track: Track) -> int:
+        """Return how many identities of others were seen together with a track."""
+        taken = self._shared.taken(track.key)
+        return len(taken) - (track.number in taken)
 
     def fit(self, tracks: Sequence[Track]) -> Fit:
         """Score tracks against the identities that they may have, as far as it can matter to a decision."""
