@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -412,7 +413,7 @@ class Pipeline:
         began = time.perf_counter()
         self.heartbeat.working("decide")
         decided: list[tuple[list[Decision], float]] = []
-        with self.identifier.at_once():
+        with self.identifier.at_once() if len(frames) > 1 else nullcontext():  # one does it by itself
             for _, update in frames:
                 self.embedder.keep_fed()  # deciding takes as long as a batch; the engine must not wait for it
                 started = time.perf_counter()
