@@ -317,10 +317,7 @@ class TrackTable:
         return self._present.get(camera, {}).get(number)
 
     def crops_wanted(self, tracks: Iterable[Track]) -> list[float]:
-        """Return what each track lacks soon, to be decided or after a narrow decision; nothing below 0.
-
-        The unit is that of `Evidence.count`: good crops.
-        """
+        """Return the good crops that each track lacks to be decided, or looked at again; 0 or less: none."""
         enrol = self.settings.enrol_crops
         return [
             (enrol if track.number is None else track.review_until) - track.evidence.count for track in tracks
