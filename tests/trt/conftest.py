@@ -19,7 +19,7 @@ from tests.trt import parts
 
 _END = "\nimport os, sys; sys.stdout.flush(); sys.stderr.flush(); os._exit(0)\n"
 """Objects of a stub must not be taken down at the end of the interpreter."""
-_SECONDS = 60
+_SECONDS = 240
 
 
 @pytest.hookimpl(tryfirst=True)
