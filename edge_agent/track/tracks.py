@@ -18,10 +18,9 @@ LAST_SEEN, HITS, KNOWN = range(3)
 
 _FIRST_ROWS = 16
 """Rows allocated at first; doubled when all are in use."""
-_APPEARANCE_MEMORY = np.array(0.9, np.float32)
+_APPEARANCE_MEMORY = 0.9
 """Share of the old value when a track's appearance is updated, as in BoT-SORT (arXiv:2206.14651, 3.3)."""
-_APPEARANCE_NEW = np.array(1 - 0.9, np.float32)
-"""Share of the new one."""
+_OLD, _NEW = np.array([[_APPEARANCE_MEMORY], [1 - _APPEARANCE_MEMORY]], np.float32)
 _SAMPLES = 2000
 """Similarities are averages over at most this number of samples, so that they follow a scene that changes."""
 _NEEDED_SAMPLES = 10
@@ -130,8 +129,8 @@ def mixed(before: Vectors, vectors: Vectors, known: NDArray[np.float64]) -> Vect
 
     Where `known` is 0, `before` holds no appearance, and the embedding becomes the appearance.
     """
-    result: Vectors = _APPEARANCE_MEMORY * before
-    result += _APPEARANCE_NEW * vectors
+    result: Vectors = _OLD * before
+    result += _NEW * vectors
     result /= np.maximum(np.sqrt(np.einsum("nd,nd->n", result, result)), _LEAST_NORM)[:, None]
     if np.count_nonzero(known) < len(known):
         new = known == 0
