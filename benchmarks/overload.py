@@ -252,28 +252,26 @@ class _Replay:
         """Return the frames that wait in the buffers of the cameras, see `FrameReader.poll`."""
         taken: list[tuple[Stream, Seen]] = []
         for stream in self.streams:
-            waiting: deque[Seen] = deque()
+            waiting: list[Seen] = []
             while self._due(stream) <= self.now:
                 waiting.append(stream.material.frames[self._next[stream.camera]])
                 self._next[stream.camera] += 1
                 self.outcomes[stream.camera].offered += int(waiting[-1].embedded.present.sum())
             kept = LIVE_LIMIT if self._overloaded else 1
             self._lost[stream.camera] += max(0, len(waiting) - kept)
-            taken += [(stream, seen) for seen in list(waiting)[-kept:]]
+            taken += [(stream, seen) for seen in waiting[-kept:]]
         return taken
 
     def _start(self, taken: Sequence[tuple[Stream, Seen]]) -> None:
         graded = self._gate.grade(
             [(seen.found.boxes, seen.found.scores, stream.material.size) for stream, seen in taken]
         )
-        newest = {stream.camera: seen for stream, seen in taken}
         masks = self._selector.spared(
             Load(),
             [
                 Candidates(
                     stream.camera, stream.offset_s + seen.time, seen.found.boxes, scores=seen.found.scores,
                     grades=grades.quality, live=True, lost=self._lost[stream.camera],
-                    late=newest[stream.camera] is not seen,
                 )
                 for (stream, seen), grades in zip(taken, graded, strict=True)
             ],

@@ -274,11 +274,8 @@ class Pipeline:
         if self.selector is None:
             return None
         starts = accumulate((one.pairs for one in pending), initial=0)
-        newest = {one.item.camera: one for one in pending}
         candidates = {
-            id(one): one.candidates(
-                graded[start : start + one.pairs], late=newest[one.item.camera] is not one
-            )
+            id(one): one.candidates(graded[start : start + one.pairs])
             for one, start in zip(pending, starts, strict=False)
             if one.pairs and (one.reader.live or not one.reader.ends)
         }

@@ -62,7 +62,7 @@ class PendingItem:
         """Number of crops of each pair."""
         return [len(self.detections)] if self.detections is not None else [1] * self.pairs
 
-    def candidates(self, graded: Sequence[Graded], *, late: bool) -> Candidates:
+    def candidates(self, graded: Sequence[Graded]) -> Candidates:
         """Return its crops for the crop selection; `graded`: of each of its pairs.
 
         Upstream crops are only accepted or refused: the grade of a whole image says little about its person.
@@ -81,7 +81,6 @@ class PendingItem:
             grades=graded[0].quality,
             live=self.reader.live,
             lost=self.reader.dropped,
-            late=late,
             detect_s=self.detect_s,
         )
 

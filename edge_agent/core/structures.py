@@ -267,7 +267,6 @@ class Candidates:
             quality gate refuses; None: all alike.
         live: whether frames of the source are dropped when they are not processed in time.
         lost: dropped frames since the start.
-        late: whether a newer frame of its camera is in the round.
         detect_s: time of the host for its detection, seconds.
     """
 
@@ -279,7 +278,6 @@ class Candidates:
     grades: NDArray[np.float32] | None = None
     live: bool = False
     lost: int = 0
-    late: bool = False
     detect_s: float = 0.0
 
     def __post_init__(self) -> None:

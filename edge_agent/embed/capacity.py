@@ -192,7 +192,7 @@ class CropBudget:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
         # One with late frames is shorter, so that no further ones are late.
-        timely = sum(not frame.late for frame in frames) / len(frames)
+        timely = 1 - sum(late(frames)) / len(frames)
         self._fraction, whole = math.modf(self._fraction + timely * self._crops_in(self.interval_s))
         return int(min(self._available, max(1.0, whole)))
 
@@ -243,6 +243,12 @@ class CropBudget:
             self._limit = max(limit, LEAST_SHARE * window.wanted / span)
             window = _Window(now, replace(self.host))
         self._window = window
+
+
+def late(frames: Sequence[Candidates]) -> list[bool]:
+    """Return for each frame of a round whether it is late: a newer one of its live camera is there, too."""
+    newest = {frame.camera: at for at, frame in enumerate(frames)}
+    return [frame.live and newest[frame.camera] != at for at, frame in enumerate(frames)]
 
 
 def _next_limit(limit: float, embedded: float, load: float, lost: float) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import Candidates, Load, overlapping
+from edge_agent.embed.capacity import late
 
 if TYPE_CHECKING:
     from edge_agent.embed.capacity import CropBudget
@@ -187,7 +188,7 @@ class CropSelector:
         tier[~settled | needed] = _DOUBT
         tier[(wait >= LONGEST_S) | (crops.certain & ~settled & needed)] = _NEW
         tier[~owned] = _NEW
-        tier[np.array([frame.late for frame in frames])[crops.frame]] = _REST
+        tier[np.array(late(frames))[crops.frame]] = _REST
         if self._new_track is not None and not owned.all():
             for at, frame in enumerate(frames):
                 new = np.flatnonzero(~owned & (crops.frame == at))

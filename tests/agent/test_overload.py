@@ -228,7 +228,7 @@ def test_a_box_too_weak_to_start_a_track_comes_last() -> None:
 
 def test_people_of_a_late_frame_come_after_those_of_a_newer_one() -> None:
     selector, boxes = settled(2, 4, "a")
-    late, newest = candidates("a", boxes, 11.1, late=True), candidates("a", boxes[:1], 11.2)
+    late, newest = candidates("a", boxes, 11.1), candidates("a", boxes[:1], 11.2)
     chosen = embeds(selector, late, newest)
     assert chosen[1] == [0]
     assert len(chosen[0]) == 1, "what is left"
@@ -512,19 +512,15 @@ def test_a_host_that_has_no_time_for_its_frames_still_embeds_a_tenth() -> None:
 
 
 def test_a_round_with_late_frames_embeds_less() -> None:
-    def offered(late: bool) -> int:
+    def offered(*at: float) -> int:
         made, budget = machine(200)
         made.run(budget, {"a": (10.0, 40), "b": (10.0, 40)}, 5.0)
-        frames = [
-            candidates(camera, places(40), made.now + at, late=late and at == 0.1)
-            for camera in "ab"
-            for at in (0.1, 0.2)
-        ]
+        frames = [candidates(camera, places(40), made.now + later) for camera in "ab" for later in at]
         most = budget.offer(frames, 160, 1)
         assert most is not None
         return most
 
-    assert 0 < offered(True) < 0.7 * offered(False)
+    assert 0 < offered(0.1, 0.2) < 0.7 * offered(0.2)
 
 
 def test_fewer_crops_do_not_help_where_frames_take_the_time() -> None:
